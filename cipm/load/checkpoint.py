@@ -1,0 +1,41 @@
+"""A checkpoint: the traced graph of a model with its tensors, whatever format it came in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from cipm.trace.graph import Graph
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model as the engine sees it.
+
+    `format` is the upload's format ("pt2", "huggingface"). `tensors` holds every stored tensor by its key in the
+    upload, bit for bit, including those that the graph does not use. `constants` holds the graph's own tensors that
+    are not part of the checkpoint. `aliases` maps a key that the format stores twice to the key it is tied to.
+    `sha256` is the content hash of the upload. `origin` is what the exporter needs to write the format back
+    (JSON-ready).
+    """
+
+    format: str
+    graph: Graph
+    tensors: Mapping[str, torch.Tensor]
+    constants: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    sha256: str = ""
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    def with_tensors(self, tensors: Mapping[str, torch.Tensor]) -> Checkpoint:
+        """Return the same model with other values for its tensors (same keys)."""
+        assert tensors.keys() == self.tensors.keys()
+        return Checkpoint(self.format, self.graph, tensors, self.constants, self.aliases, self.sha256, self.origin)
+
+    @property
+    def parameters(self) -> int:
+        """Count the elements of the distinct stored tensors (buffers included)."""
+        return sum(tensor.numel() for tensor in self.tensors.values())

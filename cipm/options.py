@@ -1,0 +1,58 @@
+"""The options of an analysis: each field carries its range, unit and help.
+
+From these fields come validation, the API schema, the page's controls, the table in docs/options.md and the tests of
+invalid values.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cipm.errors import OptionError
+
+ORDERS = ("original", "random", "canonical", "nodesort", "spectral", "modules")
+
+
+def option(default: Any, help: str, unit: str, **bounds: Any) -> Any:
+    """Declare one option: its default, one sentence of help, its unit, and pydantic bounds (ge, le, …)."""
+    return Field(default, description=help, json_schema_extra={"unit": unit}, **bounds)
+
+
+class AnalysisOptions(BaseModel):
+    """What a person may choose about an analysis; every default is sensible for a first look."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_rows: int = option(10_000, "Probe rows used; further rows are left out, and the report says how many.",
+                           "rows", ge=2, le=10_000_000)
+    batch_rows: int = option(256, "Probe rows in one forward pass.", "rows", ge=1, le=65_536)
+    positions: int = option(64, "Positions kept per row and unit of a convolution or sequence, evenly spaced; "
+                            "0 keeps all. Fewer positions are faster and noisier.", "positions", ge=0, le=1_000_000)
+    resolution: float = option(0.0, "Module resolution: the correlation that two units must exceed to attract each "
+                               "other; 0 chooses it by stability over the two probe halves.", "correlation",
+                               ge=0.0, lt=1.0)
+    max_width: int = option(8192, "Widest group for which the correlation matrix is computed; wider groups are "
+                            "listed without it.", "units", ge=2, le=65_536)
+    measured_points: int = option(3, "Keep fractions at which a pruning what-if is measured for every group, beside "
+                                  "the predicted curve.", "points", ge=0, le=20)
+    measured_rows: int = option(1000, "Probe rows on which a what-if is measured.", "rows", ge=1, le=1_000_000)
+    proof_draws: int = option(2, "Random members of all groups together on which the function is compared.",
+                              "draws", ge=1, le=100)
+    seed: int = option(0, "Seed of every random choice.", "seed", ge=0, le=2**31 - 1)
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "Where the forward passes run; auto takes a GPU where "
+                                                    "the worker has one.", "device")
+
+
+def parse_options(values: dict[str, Any] | None) -> AnalysisOptions:
+    """Return validated options, or raise OptionError naming the field, its value and its range."""
+    try:
+        return AnalysisOptions(**(values or {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(AnalysisOptions.model_fields)
+            raise OptionError(f"There is no option {name!r}; the options are {known}.", where=name) from None
+        raise OptionError(f"Option {name} cannot be {first['input']!r}: {first['msg'].lower()}.", where=name) from None
