@@ -1,0 +1,122 @@
+"""Run a Graph: the same few lines serve the proof, the statistics, the what-ifs and the re-export."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from cipm.errors import UnsupportedModel
+from cipm.trace.graph import Graph, Node, Ref, map_refs
+
+Observer = Callable[[torch.Tensor], None]
+Intervention = Callable[[torch.Tensor], torch.Tensor]
+
+_REDUCED = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def resolve(op: str) -> Callable[..., Any]:
+    """Return the function behind an op name; raises UnsupportedModel for anything outside ATen and integer arithmetic."""
+    if op == "getitem":
+        return operator.getitem
+    family, _, name = op.partition(".")
+    if family == "_operator" and hasattr(operator, name):
+        return getattr(operator, name)
+    if family == "math" and hasattr(math, name):
+        return getattr(math, name)
+    if op in ("torch.sym_max", "torch.sym_min", "torch.sym_float", "torch.sym_int", "torch.sym_not"):
+        return getattr(torch, name)
+    packet, _, overload = name.partition(".")
+    if family == "aten" and hasattr(torch.ops.aten, packet):
+        return getattr(getattr(torch.ops.aten, packet), overload or "default")
+    raise UnsupportedModel(f"The model uses the operator {op}, which is not part of ATen.", where=op,
+                           fix="Rewrite that layer with standard PyTorch operators and export again.")
+
+
+def run(graph: Graph, tensors: Mapping[str, torch.Tensor], constants: Mapping[str, torch.Tensor],
+        inputs: Mapping[str, torch.Tensor], *, dtype: torch.dtype | None = None,
+        observe: Mapping[str, Observer] | None = None,
+        intervene: Mapping[str, Intervention] | None = None) -> tuple[torch.Tensor | None, ...]:
+    """Compute the outputs of the graph.
+
+    `inputs` maps every input name to a tensor. With `dtype` (float64 in the proof) all floating tensors and every
+    cast inside the graph take that type. `observe` shows a value to a function; `intervene` replaces a value by what
+    the function returns. Values are dropped after their last use. Runs without gradients.
+
+    Raises UnsupportedModel where an operator cannot run on these inputs.
+    """
+    device = next((t.device for t in tensors.values()), torch.device("cpu"))
+    observe, intervene = observe or {}, intervene or {}
+    values: dict[str, Any] = {name: _cast(tensors[key], dtype) for name, key in graph.tensors.items()}
+    values |= {name: _cast(constants[key], dtype).to(device) for name, key in graph.constants.items()}
+    values |= {i.name: _cast(inputs[i.name], dtype).to(device) for i in graph.inputs}
+    last = last_uses(graph)
+    with torch.no_grad():
+        for name in list(values):
+            _visit(values, name, observe, intervene)
+        for step, node in enumerate(graph.nodes):
+            values[node.name] = _call(node, values, dtype, device)
+            _visit(values, node.name, observe, intervene)
+            for name in last.get(step, ()):
+                del values[name]
+    return tuple(None if ref is None else values[ref.name] for ref in graph.outputs)
+
+
+def last_uses(graph: Graph) -> dict[int, list[str]]:
+    """Return for every step the values that no later step and no output reads."""
+    last: dict[str, int] = {}
+    for step, node in enumerate(graph.nodes):
+        last[node.name] = step
+        for name in node.refs():
+            last[name] = step
+    for ref in graph.outputs:
+        if ref is not None:
+            last.pop(ref.name, None)
+    steps: dict[int, list[str]] = {}
+    for name, step in last.items():
+        steps.setdefault(step, []).append(name)
+    return steps
+
+
+def call_arguments(argument: Any, values: Mapping[str, Any]) -> Any:
+    """Return an argument with references replaced by values, in the list form that ATen calls take."""
+    filled = map_refs(argument, lambda ref: values[ref.name])
+    return _as_list(filled)
+
+
+def _call(node: Node, values: Mapping[str, Any], dtype: torch.dtype | None, device: torch.device) -> Any:
+    def prepare(argument: Any) -> Any:
+        if isinstance(argument, torch.dtype) and dtype is not None and argument in _REDUCED:
+            return dtype
+        return device if isinstance(argument, torch.device) else argument
+
+    args = [prepare(call_arguments(argument, values)) for argument in node.args]
+    kwargs = {key: prepare(call_arguments(argument, values)) for key, argument in node.kwargs.items()}
+    try:
+        return resolve(node.op)(*args, **kwargs)
+    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0][:300]
+        raise UnsupportedModel(f"The model cannot run on these inputs: {node.op} says {reason!r}.",
+                               where=node.name) from error
+
+
+def _visit(values: dict[str, Any], name: str, observe: Mapping[str, Observer],
+           intervene: Mapping[str, Intervention]) -> None:
+    if name in intervene:
+        values[name] = intervene[name](values[name])
+    if name in observe:
+        observe[name](values[name])
+
+
+def _cast(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+def _as_list(argument: Any) -> Any:
+    return [_as_list(item) for item in argument] if isinstance(argument, tuple) else argument
+
+
+__all__ = ["Intervention", "Observer", "Ref", "call_arguments", "last_uses", "resolve", "run"]
