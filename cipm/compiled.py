@@ -1,0 +1,42 @@
+"""Compile a numeric loop so that it also works where no cache can be read or written (a jailed process)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property, wraps
+from typing import Any
+
+
+class _Compiled:
+    """A function that numba compiles at its first call, with its on-disk cache where there is one."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self._function = function
+
+    @cached_property
+    def _cached(self) -> Callable[..., Any]:
+        from numba import njit  # noqa: PLC0415  (heavy: only a process that computes pays for it)
+
+        try:
+            return njit(cache=True, fastmath=True)(self._function)
+        except RuntimeError:  # numba finds no folder for its cache
+            return self._plain
+
+    @cached_property
+    def _plain(self) -> Callable[..., Any]:
+        from numba import njit  # noqa: PLC0415
+
+        return njit(fastmath=True)(self._function)
+
+    def __call__(self, *args: Any) -> Any:
+        try:
+            return self._cached(*args)
+        except OSError:  # compiled, but the cache folder cannot be read or written any more
+            self.__dict__["_cached"] = self._plain
+            return self._plain(*args)
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function compiled by numba at its first call (fast floating point: no NaN, no infinity inside)."""
+    call = _Compiled(function)
+    return wraps(function)(lambda *args: call(*args))

@@ -1,0 +1,109 @@
+"""What can be said of each module and of a group's redundancy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import linalg
+
+from cipm.modules.partition import Partition
+
+PREDICTED = 0.9  # a unit is called redundant when the others explain this share of its variance
+
+
+@dataclass(frozen=True)
+class Module:
+    """One module: `units` in index order, `coherence` the mean correlation between different units of it, and
+    `stability` its best overlap (Jaccard: 1 same units, 0 none) with a module of each probe half, averaged; None
+    where no halves were given.
+    """
+
+    id: int
+    units: tuple[int, ...]
+    coherence: float
+    stability: float | None
+
+    @property
+    def size(self) -> int:
+        return len(self.units)
+
+
+def describe_modules(correlation: np.ndarray, partition: Partition) -> list[Module]:
+    """Return the modules of a partition, biggest first, measured on a correlation [units, units]."""
+    members = [np.flatnonzero(partition.labels == m) for m in range(partition.modules)]
+    return [Module(m, tuple(int(u) for u in units), _coherence(correlation[np.ix_(units, units)]),
+                   None if partition.half_labels is None else
+                   float(np.mean([_best_overlap(units, half) for half in partition.half_labels])))
+            for m, units in enumerate(members)]
+
+
+def _coherence(block: np.ndarray) -> float:
+    n = block.shape[0]
+    return float((block.sum() - np.trace(block)) / (n * (n - 1)))
+
+
+def _best_overlap(units: np.ndarray, labels: np.ndarray) -> float:
+    inside = np.bincount(labels[units][labels[units] >= 0], minlength=labels.max(initial=-1) + 1)
+    if inside.size == 0:
+        return 0.0
+    sizes = np.bincount(labels[labels >= 0], minlength=inside.size)
+    return float((inside / (sizes + units.size - inside)).max())
+
+
+@dataclass(frozen=True, eq=False)
+class Redundancy:
+    """How much of each unit the others of its group predict linearly.
+
+    `r2` [units] is the share of variance predicted (0 … 1; dead units count as fully predicted: 1), `share` the share
+    of units with r2 ≥ 0.9, `r2_median` over the units that are not dead. `how` says how chance was kept out.
+    """
+
+    share: float
+    r2_median: float
+    r2: np.ndarray
+    how: str
+
+
+def redundancy(covariance: np.ndarray, *, samples: int,
+               halves: tuple[np.ndarray, np.ndarray] | None = None) -> Redundancy:
+    """Return how well each unit is predicted by all the others of its group.
+
+    With `halves` (the covariances of the two probe halves) the prediction is fitted on one half and judged on the
+    other, both ways, so that more units than samples cannot feign redundancy. Without, it is fitted and judged on the
+    same samples and corrected for their number (adjusted R²); with fewer than twice as many samples as units a ridge
+    of units/samples of the mean variance stands in. Cost: a few units³.
+    """
+    live = np.flatnonzero(covariance.diagonal() > 0)
+    r2 = np.ones(covariance.shape[0])
+    if halves is not None:
+        parts = [half[np.ix_(live, live)] for half in halves]
+        crossed = [_judge(_precision(parts[a], samples // 2), parts[b]) for a, b in ((0, 1), (1, 0))]
+        r2[live], how = np.clip(np.mean(crossed, axis=0), 0, 1), "fitted on one probe half, judged on the other"
+    else:
+        part = covariance[np.ix_(live, live)]
+        fitted = np.clip(_judge(_precision(part, samples), part), 0, 1)
+        enough = samples > 2 * live.size
+        correction = (samples - 1) / (samples - live.size) if enough else 1.0
+        r2[live] = np.clip(1 - (1 - fitted) * correction, 0, 1)
+        how = ("adjusted for the number of samples" if enough else
+               f"only {samples} samples for {live.size} units: shrunk by a ridge, and optimistic")
+    median = float(np.median(r2[live])) if live.size else 0.0
+    return Redundancy(float((r2 >= PREDICTED).mean()) if r2.size else 0.0, median, r2, how)
+
+
+def _precision(covariance: np.ndarray, samples: int) -> np.ndarray:
+    """Return the inverse of a covariance, in units of each one's sd, with a ridge where samples are few."""
+    n = covariance.shape[0]
+    scale = np.sqrt(np.maximum(covariance.diagonal(), np.finfo(float).tiny))
+    ridge = n / max(samples, 1) if samples <= 2 * n else 1e-6
+    scaled = covariance / scale / scale[:, None]
+    scaled[np.diag_indices(n)] += ridge
+    return linalg.inv(scaled, overwrite_a=True, check_finite=False) / scale / scale[:, None]
+
+
+def _judge(precision: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """Return R² [units] of predicting each unit by weights −P_ij / P_jj, on a covariance."""
+    residual = np.einsum("ij,ij->j", precision, covariance @ precision) / precision.diagonal() ** 2
+    variance = covariance.diagonal()
+    return 1 - residual / np.where(variance > 0, variance, np.inf)

@@ -1,0 +1,5 @@
+"""Statistics of activations: mergeable accumulators, and their streaming collection at the taps of a model."""
+
+from cipm.statistics.covariance import Covariance, HalfSplit, correlation, correlation_from_covariance
+
+__all__ = ["Covariance", "HalfSplit", "correlation", "correlation_from_covariance"]
