@@ -56,7 +56,11 @@ def to_module(graph: Graph, tensors: Mapping[str, torch.Tensor], constants: Mapp
                                                  {k: fill(a) for k, a in node.kwargs.items()})
     results = [None if ref is None else values[ref.name] for ref in graph.outputs]
     traced.output(results[0] if len(results) == 1 else tuple(results))
-    return torch.fx.GraphModule(root, traced)
+    module = torch.fx.GraphModule(root, traced)
+    if graph.constants:  # GraphModule copies buffers and forgets which of them are not stored
+        owned = module.get_submodule("_constants")
+        owned._non_persistent_buffers_set.update(owned._buffers)
+    return module
 
 
 def _refuse_mutation(signature: Any) -> None:
