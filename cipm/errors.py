@@ -12,7 +12,8 @@
     │   └── LimitExceeded     larger or slower than a stated limit
     ├── NotFound              no such thing, or not yours                   HTTP 404
     ├── Forbidden             read-only, or sign-in needed                  HTTP 401/403
-    ├── Conflict              the thing is busy or in another state         HTTP 409/423
+    ├── Conflict              the thing is in another state                 HTTP 409
+    │   └── Busy                  someone else is at it right now               HTTP 423
     ├── Cancelled             the user asked to stop                        HTTP 409
     └── JailError             the sandbox cannot be built or was broken out of; nothing was run   HTTP 503
 
@@ -95,6 +96,10 @@ class Forbidden(CipmError):
 
 class Conflict(CipmError):
     code, status, exit_code = "conflict", 409, 2
+
+
+class Busy(Conflict):
+    code, status = "busy", 423
 
 
 class Cancelled(CipmError):

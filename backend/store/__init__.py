@@ -4,8 +4,30 @@
     with store.read() as session: …           an SQLAlchemy session; store.write() commits at the end, or rolls back
     store.objects                             put_file, get_file, local_file, put_folder, fetch_folder, delete
     store.wake(job_id)                        tell a worker, after the commit (losing the message loses nothing)
-    uploads.create / append / append_async / get / listing / complete_path / delete / sweep
-    jobs.enqueue / claim / heartbeat / report / finish / fail / release / request_cancel / sweep / health
-    artefacts.find / record / file / of_analysis
-    cleanup.delete_analysis / delete_upload / collect
+    uploads                                   create, append, append_async, get, listing, adopt, delete, content_key
+    jobs                                      enqueue, request_cancel, health; for workers: claim … sweep
+    artefacts                                 of_analysis, of_job, file, folder; for workers: find, record, use
+    cleanup                                   delete_analysis, collect
 """
+
+from backend.store import artefacts, cleanup, jobs, models, uploads
+from backend.store.models import (
+    LOCAL_OWNER,
+    Analysis,
+    ApiToken,
+    Artefact,
+    Job,
+    Share,
+    StageUse,
+    Upload,
+    User,
+    UserSession,
+    Worker,
+)
+from backend.store.objects import ObjectStore
+from backend.store.store import Store, open_store
+
+__all__ = [
+    "LOCAL_OWNER", "Analysis", "ApiToken", "Artefact", "Job", "ObjectStore", "Share", "StageUse", "Store", "Upload",
+    "User", "UserSession", "Worker", "artefacts", "cleanup", "jobs", "models", "open_store", "uploads",
+]

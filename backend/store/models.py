@@ -163,6 +163,7 @@ class Job(Base):
     analysis_id: Mapped[str] = mapped_column(ForeignKey("analyses.id", ondelete="CASCADE"), index=True)
     kind: Mapped[str] = mapped_column(String(16))
     request: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    device: Mapped[str] = mapped_column(String(16), default="auto")
     status: Mapped[str] = mapped_column(String(16), default="queued")
     stage: Mapped[str | None] = mapped_column(String(64))
     stages: Mapped[list[dict[str, Any]]] = mapped_column(default=list)
@@ -223,7 +224,7 @@ class Worker(Base):
     id: Mapped[str] = mapped_column(String(128), primary_key=True)
     host: Mapped[str] = mapped_column(String(255))
     pid: Mapped[int]
-    device: Mapped[str] = mapped_column(String(32))
+    gpu: Mapped[bool] = mapped_column(default=False, server_default=false())
     busy: Mapped[bool] = mapped_column(default=False, server_default=false())
     jail: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     seen: Mapped[float] = mapped_column(Float)
