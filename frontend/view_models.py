@@ -1,0 +1,279 @@
+"""A report, a job and an address as the rows and words that the pages show. Pure; tested without Dash."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from frontend import words
+
+Json = Mapping[str, Any]
+TABS = {"correlation": "Correlation", "weights": "Weights", "redundancy": "Redundancy", "whatif": "What-if",
+        "orders": "Orders"}
+ORDER_WORDS = {"original": "Original", "modules": "Modules", "spectral": "Spectral", "canonical": "Canonical",
+               "nodesort": "Nodesort", "random": "Random"}
+STAGE_WORDS = {"open": "Open the model", "discover": "Find the symmetry", "probe": "Read the probe data",
+               "collect": "Collect statistics", "organize": "Find modules and orders", "whatif": "Try pruning",
+               "view": "Prepare the view", "export": "Write the checkpoint", "measure": "Measure"}
+ACTIVE = ("queued", "running")
+
+
+@dataclass(frozen=True)
+class View:
+    """The structural part of a page's state: which group, tab and matrix."""
+
+    group: str | None = None
+    tab: str = "correlation"
+    matrix: str | None = None
+
+    @classmethod
+    def parse(cls, query: Json | None) -> View:
+        """Return the view that an address's query asks for; what it does not know falls back to the default."""
+        asked = query or {}
+        tab = asked.get("tab")
+        return cls(asked.get("group") or None, tab if tab in TABS else "correlation", asked.get("matrix") or None)
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """One line of the list of groups."""
+
+    name: str
+    depth: int
+    kind: str
+    size: int
+    modules: int
+    redundancy: float | None
+    proved: bool
+    unavailable: str | None
+
+    @property
+    def search(self) -> str:
+        """Return the text that the filter looks in."""
+        return f"{self.name} {self.kind} {self.size} {'proved' if self.proved else 'unproved'}".lower()
+
+
+def group_rows(report: Json) -> list[GroupRow]:
+    """Return the groups as a tree in reading order: each parent before its children, else as the report lists them."""
+    groups = report.get("groups") or []
+    names = {group["name"] for group in groups}
+    children: dict[str | None, list[Json]] = {}
+    for group in groups:
+        parent = group.get("parent")
+        children.setdefault(parent if parent in names and parent != group["name"] else None, []).append(group)
+    rows: list[GroupRow] = []
+    pending = [(group, 0) for group in reversed(children.get(None, []))]
+    while pending:
+        group, depth = pending.pop()
+        rows.append(_group_row(group, depth))
+        pending.extend((child, depth + 1) for child in reversed(children.get(group["name"], [])))
+    return rows
+
+
+def _group_row(group: Json, depth: int) -> GroupRow:
+    return GroupRow(group["name"], depth, group.get("kind") or "units", group["size"], len(group.get("modules") or []),
+                    (group.get("redundancy") or {}).get("share"), bool(group.get("proved")), group.get("unavailable"))
+
+
+def choose_group(report: Json, asked: str | None) -> Json | None:
+    """Return the group asked for, else the first that could be analysed, else the first, else None."""
+    groups = report.get("groups") or []
+    by_name = {group["name"]: group for group in groups}
+    if asked in by_name:
+        return by_name[asked]
+    shown = [by_name[row.name] for row in group_rows(report)]
+    return next((group for group in shown if not group.get("unavailable")), shown[0] if shown else None)
+
+
+def matrices_of(report: Json, group: Json, kind: str) -> list[Json]:
+    """Return a group's matrices of one kind ("weight" or "correlation"), in the report's order."""
+    wanted = set(group.get("matrices") or [])
+    return [matrix for matrix in report.get("matrices") or [] if matrix["id"] in wanted and matrix["kind"] == kind]
+
+
+def choose_matrix(matrices: Sequence[Json], asked: str | None) -> Json | None:
+    """Return the matrix asked for, else the first."""
+    return next((matrix for matrix in matrices if matrix["id"] == asked), matrices[0] if matrices else None)
+
+
+def order_names(group: Json) -> list[str]:
+    """Return the orders a group can be shown in, the original left out, `modules` first."""
+    names = [name for name in group.get("orders") or {} if name != "original"]
+    preferred = [name for name in ORDER_WORDS if name in names]
+    return preferred + [name for name in names if name not in preferred]
+
+
+@dataclass(frozen=True)
+class ModuleRow:
+    """One line of the table of modules."""
+
+    id: int
+    size: int
+    coherence: float | None
+    stability: float | None
+    units: tuple[int, ...]
+
+    @property
+    def ranges(self) -> str:
+        """Return the units as compact ranges: `3–5, 9`."""
+        return compact_ranges(self.units)
+
+
+def module_rows(group: Json) -> list[ModuleRow]:
+    """Return a group's modules, largest first."""
+    rows = [ModuleRow(m["id"], m["size"], m.get("coherence"), m.get("stability"), tuple(m.get("units") or ()))
+            for m in group.get("modules") or []]
+    return sorted(rows, key=lambda row: (-row.size, row.id))
+
+
+def compact_ranges(units: Sequence[int]) -> str:
+    """Return sorted whole numbers as ranges: [3, 4, 5, 9] → `3–5, 9`."""
+    runs: list[list[int]] = []
+    for unit in sorted(units):
+        if runs and unit == runs[-1][1] + 1:
+            runs[-1][1] = unit
+        else:
+            runs.append([unit, unit])
+    return ", ".join(str(a) if a == b else f"{a}, {b}" if b == a + 1 else f"{a}\u2013{b}" for a, b in runs)
+
+
+SCORES = {"banded_anti_robinson": ("Banded anti-Robinson", "lower is better"), "path": ("Path length", "lower is better"),
+          "block_contrast": ("Block contrast", "higher is better")}
+
+
+def score_rows(group: Json) -> list[tuple[str, list[tuple[float | None, float | None]]]]:
+    """Return (order, [(in sample, held out) per score of SCORES]) for every order of a group."""
+    orders = group.get("orders") or {}
+    names = [name for name in ORDER_WORDS if name in orders] + [name for name in orders if name not in ORDER_WORDS]
+    return [(name, [((orders[name].get("scores") or {}).get(score), (orders[name].get("held_out") or {}).get(score))
+                    for score in SCORES]) for name in names]
+
+
+def best_scores(rows: Sequence[tuple[str, list[tuple[float | None, float | None]]]]) -> list[str | None]:
+    """Return, per score, the order that is best on held-out rows."""
+    best: list[str | None] = []
+    for column, (_, sense) in enumerate(SCORES.values()):
+        known = [(cells[column][1], name) for name, cells in rows if cells[column][1] is not None]
+        pick = min if sense.startswith("lower") else max
+        best.append(pick(known)[1] if known else None)
+    return best
+
+
+def fact_list(report: Json) -> list[tuple[str, str]]:
+    """Return the header's facts: (name, value) in words."""
+    model, probe = report.get("model") or {}, report.get("probe") or {}
+    rows = probe.get("used_rows")
+    return [("Format", str(model.get("format") or words.NONE)), ("Parameters", words.compact(model.get("parameters"))),
+            ("Groups", words.integer(len(report.get("groups") or []))),
+            ("Movable", words.percent(report.get("movable_share"))),
+            ("Probe rows", words.integer(rows) + (", labelled" if probe.get("labels") else "")),
+            *_baseline_facts(report.get("baseline") or {})]
+
+
+def _baseline_facts(baseline: Json) -> list[tuple[str, str]]:
+    facts = []
+    if baseline.get("accuracy") is not None:
+        facts.append(("Accuracy", words.percent(baseline["accuracy"])))
+    if baseline.get("loss") is not None and baseline.get("loss_kind") in LOSS_WORDS:
+        facts.append((LOSS_WORDS[baseline["loss_kind"]].capitalize(), words.number(baseline["loss"])))
+    return facts
+
+
+LOSS_WORDS = {"cross_entropy": "cross-entropy", "mean_squared_error": "mean squared error",
+              "kl_to_original": "KL divergence from the original", "relative_error": "relative error of the outputs"}
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The certificate in words: a badge, one sentence, and the figures."""
+
+    passed: bool | None
+    badge: str
+    sentence: str
+    figures: tuple[tuple[str, str], ...]
+
+
+def proof(certificate: Json | None) -> Proof:
+    """Return the certificate in words; without one, say that nothing was proved."""
+    if not certificate:
+        return Proof(None, "Not verified", "No certificate was made for this analysis.", ())
+    passed = bool(certificate.get("passed"))
+    control = certificate.get("negative_control")
+    sentence = (f"Over {words.plural(certificate.get('draws') or 0, 'random reordering')} the outputs changed by at most "
+                f"{words.number(certificate.get('max_rel'))} relative to the largest output"
+                f"{'; moving one tied tensor alone changes them by at least ' + words.number(control) if control is not None else ''}.")
+    figures = (("Largest |Δ|", words.number(certificate.get("max_abs"))),
+               ("Relative", words.number(certificate.get("max_rel"))),
+               ("Tolerance", words.number(certificate.get("tolerance"))),
+               ("Negative control", words.number(control)), ("Precision", str(certificate.get("dtype", words.NONE))),
+               ("On", str(certificate.get("inputs", words.NONE))))
+    return Proof(passed, "Function preserved" if passed else "Not preserved", sentence, figures)
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """One stage of a job as a line."""
+
+    title: str
+    state: str
+    detail: str
+
+
+def stage_rows(job: Json) -> list[StageRow]:
+    """Return a job's stages in words; where it failed, the stage that ran is marked so."""
+    ended = {"failed": "failed", "cancelled": "stopped"}.get(job.get("status", ""))
+    rows = []
+    for stage in job.get("stages") or []:
+        state = ended if ended and stage["state"] == "running" else stage["state"]
+        detail = {"cached": "already done", "running": "running", "waiting": ""}.get(state, state)
+        if state == "done":
+            detail = words.seconds(stage.get("seconds"))
+        rows.append(StageRow(STAGE_WORDS.get(stage["name"], stage["name"]), state, detail))
+    return rows
+
+
+@dataclass(frozen=True)
+class KeepNumbers:
+    """What is known about keeping k of n units."""
+
+    keep: int
+    total: int
+    predicted: float | None
+    parameters: int | None
+    measured: Json | None
+
+
+def keep_numbers(group: Json, keep: int) -> KeepNumbers:
+    """Return the prediction at the listed keep nearest to `keep`, and the measurement at exactly `keep`."""
+    whatif = group.get("whatif") or {}
+    ks, measured = whatif.get("keep") or [], whatif.get("measured") or []
+    at = min(range(len(ks)), key=lambda i: abs(ks[i] - keep), default=None)
+    exact = next((point for point in measured if point["keep"] == keep), None)
+    return KeepNumbers(keep, group["size"], _item(whatif.get("predicted"), at), _item(whatif.get("parameters"), at), exact)
+
+
+def _item(values: Sequence[Any] | None, at: int | None) -> Any:
+    return values[at] if values and at is not None and at < len(values) else None
+
+
+def with_measurements(group: Json, measurements: Sequence[Json]) -> dict[str, Any]:
+    """Return the group with finished measurements of the API merged into its what-if, one per keep, sorted."""
+    whatif = dict(group.get("whatif") or {})
+    points = {point["keep"]: point for point in whatif.get("measured") or []}
+    points |= {m["keep"]: m["result"] for m in measurements if m["group"] == group["name"] and m.get("result")}
+    return {**group, "whatif": {**whatif, "measured": [points[keep] for keep in sorted(points)]}}
+
+
+def suggested_keep(group: Json) -> int:
+    """Return where the slider starts: the smallest measured keep, else half of the units."""
+    measured = [point["keep"] for point in (group.get("whatif") or {}).get("measured") or []]
+    return min(measured) if measured else max(1, group["size"] // 2)
+
+
+def whatif_reason(group: Json) -> str | None:
+    """Return why a group has no what-if, or None where it has."""
+    whatif = group.get("whatif")
+    if not whatif:
+        return group.get("unavailable") or "No pruning what-if was computed for this group."
+    return whatif.get("unavailable") or (None if whatif.get("keep") else "No pruning curve was computed for this group.")
