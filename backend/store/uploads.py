@@ -1,8 +1,8 @@
 """Bytes on their way in: reserved, sent in chunks, resumed at the offset that stands, hashed, kept by content.
 
 The bytes stand in `uploads/{id}.part` of the data folder; the row's offset is how many of them count. A writer holds a
-short lock that it renews, so a second one is told Busy and a crashed one blocks nobody for long. When the last byte is in,
-the file is hashed and moves into the content store; equal files are shared from then on, never before.
+short lock that it renews, so a second one is told Busy and a crashed one blocks nobody for long. When the last byte
+is in, the file is hashed and moves into the content store; equal files are shared from then on, never before.
 """
 
 from __future__ import annotations
