@@ -1,0 +1,143 @@
+"""Graph × rules → symmetry groups with their places, taps and pins."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from cipm.load.checkpoint import Checkpoint
+from cipm.rules import Fixed, Value
+from cipm.symmetry.groups import Pin, Place, Symmetry, SymmetryGroup, Tap
+from cipm.symmetry.structure import Family, Structure, build_structure, find_families, unit_positions
+from cipm.symmetry.walk import Walk, example_inputs, walk
+
+
+def discover_groups(checkpoint: Checkpoint, *, seed: int = 0) -> Symmetry:
+    """Find every permutation symmetry that the rules can see, not yet proved.
+
+    Returns: a Symmetry without certificate; groups are listed inner levels first.
+    Raises: UnsupportedModel where the graph does not run.
+    Source: labels and union-find as in docs/design.md; for MLPs and ResNets the result equals the hand-written
+    specifications of Ainsworth, Hayase, Srinivasa, "Git Re-Basin" (ICLR 2023).
+    """
+    inputs = example_inputs(checkpoint, generator=torch.Generator().manual_seed(seed))
+    walked = walk(checkpoint, inputs)
+    structure = build_structure(walked)
+    families = find_families(structure)
+    names = _names(structure, families)
+    groups = tuple(_group(family, names, structure, walked, checkpoint) for family in families)
+    return Symmetry(groups, _pins(checkpoint, structure, groups, walked), None, _movable_share(checkpoint, groups))
+
+
+def _group(family: Family, names: Mapping[Family, str], structure: Structure, walked: Walk,
+           checkpoint: Checkpoint) -> SymmetryGroup:
+    positions = [unit_positions(structure, unit) for unit in family.units]
+    places = tuple(
+        Place(key, axis, checkpoint.tensors[key].shape[axis], np.array([p[number] for p in positions]))
+        for number in positions[0] for key, axis in [structure.axes[number]])
+    unit_of = {c: u for u, unit in enumerate(family.units) for c in (unit, *structure.descendants.get(unit, ()))}
+    carrier = [name for other, name in names.items() if family.carriers & set(other.units)]
+    taps = _taps(unit_of, len(family.units), structure, walked)
+    return SymmetryGroup(names[family], _kind(family, structure, checkpoint, places), len(family.units), family.blocks,
+                         carrier[-1] if carrier else None, places, taps)
+
+
+def _taps(unit_of: Mapping[int, int], size: int, structure: Structure, walked: Walk) -> tuple[Tap, ...]:
+    """Return where the group is read by weights; where none reads it, the last value that shows every unit alone."""
+    readers: dict[tuple[str, int], tuple[np.ndarray, list[tuple[str, int]]]] = {}
+    owner = {int(labels[0]): key for key, labels in walked.atoms.items() if labels.size}
+    for consumer in walked.consumers:
+        index = _index(consumer.value, consumer.axis, unit_of, size, structure)
+        place = _stored_axis(consumer.operand, consumer.operand_axis, owner)
+        if index is not None and place is not None:
+            readers.setdefault((consumer.value.name, consumer.axis), (index, []))[1].append(place)
+    taps = tuple(Tap(name, axis, index, tuple(dict.fromkeys(places)))
+                 for (name, axis), (index, places) in readers.items())
+    return taps or _fallback_tap(unit_of, size, structure, walked)
+
+
+def _fallback_tap(unit_of: Mapping[int, int], size: int, structure: Structure, walked: Walk) -> tuple[Tap, ...]:
+    for value in reversed(walked.values):
+        for axis in range(len(value.axes)):
+            index = _index(value, axis, unit_of, size, structure)
+            if index is not None and index.shape[1] == 1:
+                return (Tap(value.name, axis, index, ()),)
+    return ()
+
+
+def _index(value: Value, axis: int, unit_of: Mapping[int, int], size: int, structure: Structure) -> np.ndarray | None:
+    """Return [units, elements] positions of the units on this axis, or None where they do not all stand there alike."""
+    labels = value.axes[axis]
+    if not isinstance(labels, np.ndarray) or labels.size != value.shape[axis]:
+        return None
+    units = np.array([unit_of.get(c, -1) for c in structure.class_of[labels.ravel()].tolist()])
+    counts = np.bincount(units[units >= 0], minlength=size)
+    if counts[0] == 0 or (counts != counts[0]).any():
+        return None
+    return np.argsort(np.where(units < 0, size, units), kind="stable")[:size * counts[0]].reshape(size, counts[0])
+
+
+def _stored_axis(operand: Value, axis: int, owner: Mapping[int, tuple[str, int]]) -> tuple[str, int] | None:
+    labels = operand.axes[axis]
+    return owner.get(int(labels.flat[0])) if isinstance(labels, np.ndarray) else None
+
+
+def _kind(family: Family, structure: Structure, checkpoint: Checkpoint, places: Sequence[Place]) -> str:
+    writers = {p.tensor for p in places if p.axis == 0 and checkpoint.tensors[p.tensor].ndim > 1}
+    convolved = any(checkpoint.tensors[key].ndim > 2 for key in writers)
+    if family.blocks > 1:
+        return "channels in groups" if convolved else "units in heads"
+    if _carries(structure, family):
+        return "channel groups" if convolved else "heads"
+    if len(writers) > 1:
+        return "residual stream"
+    return "channels" if convolved else "units"
+
+
+def _carries(structure: Structure, family: Family) -> bool:
+    """Tell whether the units carry smaller ones that may move by themselves, not just several fixed positions."""
+    below = structure.descendants.get(family.units[0], frozenset())
+    return any(not any(isinstance(mark, tuple) for mark in structure.marks.get(c, ())) for c in below)
+
+
+def _names(structure: Structure, families: Sequence[Family]) -> dict[Family, str]:
+    """Name each family after the module that writes it; inner and outer levels of one module get a suffix."""
+    taken: dict[str, int] = {}
+    names: dict[Family, str] = {}
+    for family in families:
+        name = _base_name(structure, family)
+        taken[name] = taken.get(name, 0) + 1
+        names[family] = name if taken[name] == 1 else f"{name}.{taken[name]}"
+    return names
+
+
+def _base_name(structure: Structure, family: Family) -> str:
+    keys = [structure.axes[axis] for axis in unit_positions(structure, family.units[0])]
+    writers = [key for key, axis in keys if axis == 0] or [key for key, _ in keys]
+    base = re.sub(r"[^A-Za-z0-9._-]", "_", writers[0]).removesuffix(".weight").removesuffix(".bias")
+    if family.blocks > 1:
+        return f"{base}.units"
+    return f"{base}.heads" if _carries(structure, family) else base
+
+
+def _pins(checkpoint: Checkpoint, structure: Structure, groups: Sequence[SymmetryGroup],
+          walked: Walk) -> tuple[Pin, ...]:
+    moving = {(place.tensor, place.axis) for group in groups for place in group.places}
+    pins = [Pin(key, axis, "none", "", "no op reads this tensor") for key, tensor in checkpoint.tensors.items()
+            if (key, 0) not in walked.atoms for axis in range(tensor.ndim)]
+    for (key, axis), labels in walked.atoms.items():
+        if (key, axis) in moving or labels.size < 2:
+            continue
+        why = next((structure.pins[c] for c in structure.class_of[labels].tolist() if c in structure.pins), None)
+        why = why or Fixed("none", "", "no two of its positions play the same role")
+        pins.append(Pin(key, axis, why.op, why.node, why.reason))
+    return tuple(pins)
+
+
+def _movable_share(checkpoint: Checkpoint, groups: Sequence[SymmetryGroup]) -> float:
+    moving = {place.tensor for group in groups for place in group.places}
+    total = checkpoint.parameters
+    return sum(checkpoint.tensors[key].numel() for key in moving) / total if total else 0.0

@@ -1,0 +1,177 @@
+"""Walk the graph once: run it on a small example to learn shapes and constants, and let each op's rule state its facts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from cipm.load.checkpoint import Checkpoint
+from cipm.rules import FREE, Axis, Call, Consumer, Fixed, LabelBook, Value, bind, find_rule
+from cipm.trace.graph import Graph, Input, Node
+from cipm.trace.interpret import run
+
+SYMBOL_SIZES = (3, 12)
+"""Example size of the first symbolic dimension (the batch) and of any other (a sequence)."""
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What the walk learned: the facts, the labels of every stored axis, who reads what, and the values computed."""
+
+    book: LabelBook
+    atoms: Mapping[tuple[str, int], np.ndarray]
+    consumers: tuple[Consumer, ...]
+    values: tuple[Value, ...]
+
+
+def example_inputs(checkpoint: Checkpoint, *, generator: torch.Generator,
+                   sizes: tuple[int, int] = SYMBOL_SIZES) -> dict[str, torch.Tensor]:
+    """Return random inputs the model accepts: normal floats, and integers below the rows of the embeddings they index."""
+    limits = index_limits(checkpoint)
+    symbols = symbol_sizes(checkpoint.graph, sizes)
+    return {i.name: _example(i, [symbols[d] if isinstance(d, str) else d for d in i.shape], limits.get(i.name, 2),
+                             generator) for i in checkpoint.graph.inputs}
+
+
+def symbol_sizes(graph: Graph, sizes: tuple[int, int]) -> dict[str, int]:
+    """Return an example size for every symbolic dimension: sizes[0] for leading ones, sizes[1] for the others."""
+    leading = {i.shape[0] for i in graph.inputs if i.shape and isinstance(i.shape[0], str)}
+    named = {d for i in graph.inputs for d in i.shape if isinstance(d, str)}
+    return {d: sizes[0] if d in leading else sizes[1] for d in named}
+
+
+def index_limits(checkpoint: Checkpoint) -> dict[str, int]:
+    """Return for each integer input the fewest rows of an embedding it chooses from, through any integer arithmetic."""
+    graph = checkpoint.graph
+    sources: dict[str, set[str]] = {i.name: {i.name} for i in graph.inputs if not i.dtype.is_floating_point}
+    limits: dict[str, int] = {}
+    for node in graph.nodes:
+        found = set().union(*(sources.get(name, set()) for name in node.refs()))
+        if node.op.startswith("aten.embedding."):
+            key = graph.tensors.get(node.args[0].name)
+            rows = checkpoint.tensors[key].shape[0] if key else 2
+            for name in sources.get(node.args[1].name, ()):
+                limits[name] = min(rows, limits.get(name, rows))
+        elif found and not node.op.startswith("aten.sym_size"):
+            sources[node.name] = found
+    return limits
+
+
+def read_tensors(graph: Graph) -> set[str]:
+    """Return the keys of the stored tensors that some op reads."""
+    used = {name for node in graph.nodes for name in node.refs()} | {ref.name for ref in graph.outputs if ref}
+    return {key for name, key in graph.tensors.items() if name in used}
+
+
+def walk(checkpoint: Checkpoint, inputs: Mapping[str, torch.Tensor]) -> Walk:
+    """Run the graph on example inputs and collect what every op says about labels."""
+    graph = checkpoint.graph
+    shapes, contents = _observe(checkpoint, inputs)
+    book, consumers = LabelBook(), []
+    read = read_tensors(graph)
+    atoms = {(key, axis): book.mint(size) for key, tensor in checkpoint.tensors.items() if key in read
+             for axis, size in enumerate(tensor.shape)}
+    values: dict[str, Any] = {name: _stored(name, checkpoint.tensors[key], key, atoms)
+                              for name, key in graph.tensors.items()}
+    for i in graph.inputs:
+        fixed = Fixed("input", i.name, f"it is an axis of the model's input {i.name!r}")
+        values[i.name] = Value(i.name, tuple(inputs[i.name].shape), (fixed,) * inputs[i.name].ndim)
+    for name in graph.constants:
+        values[name] = _constant(name, contents[name])
+    for node in graph.nodes:
+        values[node.name] = (_constant(node.name, contents[node.name]) if node.name in contents
+                             else _apply(node, values, book, shapes[node.name], consumers))
+    for ref in graph.outputs:
+        for axis in values[ref.name].axes if ref is not None else ():
+            book.pin(axis, Fixed("output", ref.name, "it is an axis of the model's output, which keeps its order"))
+    made = (values[node.name] for node in graph.nodes if node.name not in contents)
+    found = tuple(value for value in made if isinstance(value, Value))
+    return Walk(book, atoms, tuple(consumers), found)
+
+
+def _apply(node: Node, values: Mapping[str, Any], book: LabelBook, shapes: Any, consumers: list[Consumer]) -> Any:
+    if node.op == "getitem":
+        return values[node.args[0].name][node.args[1]]
+    bound = bind(node, dict(values))
+    several = isinstance(shapes, list)
+    call = Call(node, book, bound, tuple(shapes) if several else (shapes,), consumers)
+    rule = find_rule(node.op)
+    axes = rule(call) if rule else _unknown(call, several)
+    if not several:
+        return Value(node.name, shapes, _checked(axes[0] if _nested(axes, shapes) else axes, shapes))
+    return tuple(Value(f"{node.name}:{i}", shape, _checked(own, shape))
+                 for i, (own, shape) in enumerate(zip(axes, shapes, strict=True)))
+
+
+def _nested(axes: Any, shape: tuple[int, ...]) -> bool:
+    return len(axes) == 1 and isinstance(axes[0], list | tuple)
+
+
+def _unknown(call: Call, several: bool) -> Any:
+    """An op without a rule: every axis it reads is pinned, and nothing is known of what it makes."""
+    name = call.node.op.removeprefix("aten.")
+    for value in call.values():
+        for axis in value.axes:
+            call.pin(axis, f"it enters {name}, an op without a rule")
+    fixed = call.fixed(f"{name}, an op without a rule, made it")
+    results = [[fixed] * len(shape) for shape in call.shapes]
+    return results if several else results[0]
+
+
+def _checked(axes: Any, shape: tuple[int, ...]) -> tuple[Axis, ...]:
+    assert len(axes) == len(shape), (axes, shape)
+    for i, axis in enumerate(axes):
+        if isinstance(axis, np.ndarray):
+            assert axis.shape[i] == shape[i] and all(n in (1, s) for n, s in zip(axis.shape, shape, strict=True))
+    return tuple(axes)
+
+
+def _stored(name: str, tensor: torch.Tensor, key: str, atoms: Mapping[tuple[str, int], np.ndarray]) -> Value:
+    shape = tuple(tensor.shape)
+    axes = tuple(atoms[key, axis].reshape([-1 if i == axis else 1 for i in range(len(shape))])
+                 for axis in range(len(shape)))
+    return Value(name, shape, axes)
+
+
+def _constant(name: str, content: Any) -> Any:
+    if isinstance(content, tuple | list):
+        return tuple(_constant(f"{name}:{i}", item) for i, item in enumerate(content))
+    if not isinstance(content, torch.Tensor):
+        return Value(name, (), (), content)
+    fixed = Fixed("constant", name, "it meets a constant of the graph that is not part of the checkpoint")
+    axes = tuple(FREE if size > 1 and bool((content == content.narrow(axis, 0, 1)).all()) else fixed
+                 for axis, size in enumerate(content.shape))
+    return Value(name, tuple(content.shape), axes, content)
+
+
+def _observe(checkpoint: Checkpoint, inputs: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the shape of every node's value, and the content of those that are constants of the graph."""
+    graph = checkpoint.graph
+    varying = {i.name for i in graph.inputs} | set(graph.tensors)
+    shapes: dict[str, Any] = {}
+    contents: dict[str, Any] = {name: checkpoint.constants[key] for name, key in graph.constants.items()}
+
+    def record(node: Node, value: Any) -> None:
+        shapes[node.name] = [tuple(v.shape) if isinstance(v, torch.Tensor) else () for v in value] \
+            if isinstance(value, list | tuple) else tuple(getattr(value, "shape", ()))
+        if node.name not in varying or not isinstance(value, torch.Tensor | list | tuple):
+            contents[node.name] = value
+
+    for node in graph.nodes:
+        if any(name in varying for name in node.refs()) and not node.op.startswith(("aten.sym_size", "_operator.")):
+            varying.add(node.name)
+    run(graph, checkpoint.tensors, checkpoint.constants, inputs,
+        observe={node.name: (lambda value, node=node: record(node, value)) for node in graph.nodes})
+    return shapes, contents
+
+
+def _example(spec: Input, shape: list[int], limit: int, generator: torch.Generator) -> torch.Tensor:
+    if spec.dtype.is_floating_point:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(spec.dtype)
+    if spec.dtype is torch.bool:
+        return torch.ones(shape, dtype=torch.bool)
+    return torch.randint(0, max(limit, 1), shape, generator=generator, dtype=spec.dtype)
