@@ -108,7 +108,8 @@ def _failing(groups: Sequence[SymmetryGroup], holds: Callable[[Sequence[Symmetry
     return _failing(groups[:half], holds) | _failing(groups[half:], holds)
 
 
-def _negative_control(exact: Checkpoint, groups: Sequence[SymmetryGroup], inputs: Inputs, reference: Outputs) -> tuple[float, list[str]]:
+def _negative_control(exact: Checkpoint, groups: Sequence[SymmetryGroup], inputs: Inputs,
+                      reference: Outputs) -> tuple[float, list[str]]:
     """Return the smallest change that moving one tied tensor alone makes, and the groups where none makes any."""
     spread = np.linspace(0, len(groups) - 1, min(CONTROLS, len(groups)), dtype=int)
     chosen = [groups[i] for i in spread]

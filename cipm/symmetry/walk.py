@@ -76,7 +76,7 @@ def walk(checkpoint: Checkpoint, inputs: Mapping[str, torch.Tensor]) -> Walk:
     atoms = {(key, axis): book.mint(size) for key, tensor in checkpoint.tensors.items() if key in read
              for axis, size in enumerate(tensor.shape)}
     values: dict[str, Any] = {name: _stored(name, checkpoint.tensors[key], key, atoms)
-                              for name, key in graph.tensors.items()}
+                              for name, key in graph.tensors.items() if key in read}
     for i in graph.inputs:
         fixed = Fixed("input", i.name, f"it is an axis of the model's input {i.name!r}")
         values[i.name] = Value(i.name, tuple(inputs[i.name].shape), (fixed,) * inputs[i.name].ndim)
