@@ -94,8 +94,8 @@ def redundancy(covariance: np.ndarray, *, samples: int,
 
 def _precision(covariance: np.ndarray, samples: int) -> np.ndarray:
     """Return the inverse of a covariance, in units of each one's sd, with a ridge where samples are few."""
-    n = covariance.shape[0]
-    scale = np.sqrt(np.maximum(covariance.diagonal(), np.finfo(float).tiny))
+    n, variance = covariance.shape[0], covariance.diagonal()
+    scale = np.sqrt(np.where(variance > 0, variance, np.inf))  # a unit dead on this half predicts nothing here
     ridge = n / max(samples, 1) if samples <= 2 * n else 1e-6
     scaled = covariance / scale / scale[:, None]
     scaled[np.diag_indices(n)] += ridge
@@ -103,7 +103,9 @@ def _precision(covariance: np.ndarray, samples: int) -> np.ndarray:
 
 
 def _judge(precision: np.ndarray, covariance: np.ndarray) -> np.ndarray:
-    """Return R² [units] of predicting each unit by weights −P_ij / P_jj, on a covariance."""
-    residual = np.einsum("ij,ij->j", precision, covariance @ precision) / precision.diagonal() ** 2
-    variance = covariance.diagonal()
-    return 1 - residual / np.where(variance > 0, variance, np.inf)
+    """Return R² [units] of predicting each unit by weights −P_ij / P_jj, on a covariance; 0 where either is dead."""
+    scale, variance = precision.diagonal(), covariance.diagonal()
+    known = (scale > 0) & (variance > 0)
+    weights = precision / np.where(known, scale, np.inf)
+    residual = np.einsum("ij,ij->j", weights, covariance @ weights)
+    return np.where(known, 1 - residual / np.where(known, variance, 1), 0)

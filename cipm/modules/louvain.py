@@ -15,20 +15,35 @@ import numpy as np
 from cipm.compiled import compiled
 
 
-def communities(factors: np.ndarray, resolution: float, *, generator: np.random.Generator) -> np.ndarray:
-    """Return a label [units] per unit: local moving, then whole modules moved, until nothing gains.
+def communities(factors: np.ndarray, resolution: float, *, generator: np.random.Generator,
+                starts: int | None = None) -> np.ndarray:
+    """Return a label [units] per unit: the best of several local optima.
 
-    Labels are 0 … m−1, largest module first (ties by first unit); a unit alone has a label of its own.
+    Labels are 0 … m−1, largest module first (ties by first unit); a unit alone has a label of its own. `starts` is
+    the number of optima tried (default 4 up to 512 units, fewer beyond): real layers have many, a few per cent apart.
     """
-    factors = np.ascontiguousarray(factors, dtype=np.float64)
+    factors = np.ascontiguousarray(factors, dtype=np.float32)
+    starts = starts or int(np.clip(2048 // max(len(factors), 1), 1, 4))
+    found = [_optimum(factors, resolution, generator) for _ in range(starts)]
+    return by_size(max(found, key=lambda labels: quality(factors, labels, resolution)))
+
+
+def quality(factors: np.ndarray, labels: np.ndarray, resolution: float) -> float:
+    """Return Σ over pairs in one module of (Ĉ_ij − resolution), for dense labels."""
+    sums, sizes = module_sums(factors, labels)
+    return float((np.square(sums).sum() - np.square(factors).sum() - resolution * (sizes * (sizes - 1)).sum()) / 2)
+
+
+def _optimum(factors: np.ndarray, resolution: float, generator: np.random.Generator) -> np.ndarray:
+    """Return labels that neither moving a unit nor merging two modules improves."""
     labels = np.arange(factors.shape[0])
     for _ in range(10):
         before = labels.copy()
-        labels = _move(factors, np.ones(len(labels)), labels, resolution, generator)
+        labels = _move(factors, np.ones(len(labels), dtype=np.float32), labels, resolution, generator)
         labels = _aggregate(factors, labels, resolution, generator)
         if np.array_equal(labels, before):
             break
-    return by_size(labels)
+    return labels
 
 
 def _aggregate(factors: np.ndarray, labels: np.ndarray, resolution: float, generator: np.random.Generator) -> np.ndarray:
@@ -44,15 +59,15 @@ def _aggregate(factors: np.ndarray, labels: np.ndarray, resolution: float, gener
 def _move(factors: np.ndarray, sizes: np.ndarray, labels: np.ndarray, resolution: float,
           generator: np.random.Generator) -> np.ndarray:
     visits = generator.permutation(labels.size)
-    moved = _local_moving(factors, sizes, labels.astype(np.int64), visits, resolution)
+    moved = _local_moving(factors, sizes, labels.astype(np.int64), visits, np.float32(resolution))
     return np.unique(moved, return_inverse=True)[1]
 
 
 def module_sums(factors: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the sums of the factors [modules, factors] and the sizes [modules] of dense labels."""
-    sums = np.zeros((labels.max(initial=-1) + 1, factors.shape[1]))
+    sums = np.zeros((labels.max(initial=-1) + 1, factors.shape[1]), dtype=factors.dtype)
     np.add.at(sums, labels, factors)
-    return sums, np.bincount(labels, minlength=sums.shape[0]).astype(np.float64)
+    return sums, np.bincount(labels, minlength=sums.shape[0]).astype(factors.dtype)
 
 
 def by_size(labels: np.ndarray) -> np.ndarray:
@@ -67,9 +82,8 @@ def by_size(labels: np.ndarray) -> np.ndarray:
 def _local_moving(factors, sizes, labels, visits, resolution):  # pragma: no cover  (compiled)
     """Move one node at a time to the module that gains most, until a whole pass moves none."""
     nodes, width = factors.shape
-    slots = nodes
-    sums = np.zeros((slots, width))
-    weight = np.zeros(slots)
+    sums = np.zeros_like(factors)
+    weight = np.zeros_like(sizes)
     for i in range(nodes):
         weight[labels[i]] += sizes[i]
         for f in range(width):
@@ -82,36 +96,29 @@ def _local_moving(factors, sizes, labels, visits, resolution):  # pragma: no cov
             weight[old] -= sizes[i]
             for f in range(width):
                 sums[old, f] -= factors[i, f]
-            best = old
-            best_gain = 0.0
-            if weight[old] > 0.0:
-                for f in range(width):
-                    best_gain += factors[i, f] * sums[old, f]
-                best_gain -= resolution * sizes[i] * weight[old]
-            floor = max(best_gain, 0.0) + 1e-9
-            alone = -1
-            for c in range(slots):
-                if weight[c] <= 0.0:
+            best, best_gain, stay, alone = old, np.float32(0), np.float32(0), -1
+            for c in range(nodes):
+                if weight[c] <= 0.5:
                     if alone < 0:
                         alone = c
                     continue
                 gain = -resolution * sizes[i] * weight[c]
                 for f in range(width):
                     gain += factors[i, f] * sums[c, f]
-                if gain > floor:
-                    floor = gain
-                    best = c
-            if best == old and best_gain < -1e-9 and alone >= 0:
+                if c == old:
+                    stay = gain
+                if gain > best_gain:
+                    best, best_gain = c, gain
+            if best_gain <= 0 and stay < 0:
                 best = alone
+            elif best_gain <= stay + np.float32(1e-5):
+                best = old
             if best != old:
                 moves += 1
             labels[i] = best
-            if weight[best] <= 0.0:
-                for f in range(width):
-                    sums[best, f] = 0.0
-            weight[best] += sizes[i]
             for f in range(width):
-                sums[best, f] += factors[i, f]
+                sums[best, f] = factors[i, f] + (sums[best, f] if weight[best] > 0.5 else 0)
+            weight[best] += sizes[i]
         if moves == 0:
             break
     return labels

@@ -10,7 +10,7 @@ from cipm.errors import OptionError
 from cipm.modules.louvain import by_size, communities
 from cipm.statistics.spectrum import denoise
 
-GRID = tuple(float(g) for g in np.geomspace(0.01, 0.9, 20))
+GRID = tuple(float(g) for g in np.geomspace(0.01, 0.85, 16))
 CHANCE = 0.1  # agreement of the two halves below which the modules found are called noise
 EVERYTHING = 0.95  # a module with this share of the units says no more than that all correlate
 PLATEAU = 0.02  # resolutions whose agreement is this close to the best are equally good

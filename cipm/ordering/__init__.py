@@ -1,0 +1,7 @@
+"""Orders of the units of a group, and their scores. Convention: order[i] is the old index at new place i."""
+
+from cipm.ordering.scores import Scores, scores, within_blocks
+from cipm.ordering.simple import by_module, nodesort
+from cipm.ordering.seriation import seriate, spectral
+
+__all__ = ["Scores", "by_module", "nodesort", "scores", "seriate", "spectral", "within_blocks"]
