@@ -1,0 +1,46 @@
+"""Untrusted bytes → Checkpoint. One file per format, each with `match(path)` and `open(path)`; nothing is executed."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+from cipm.errors import NotFound
+from cipm.load import huggingface, pt2
+from cipm.load.checkpoint import Checkpoint
+from cipm.load.describe import describe, refuse
+
+FORMATS: tuple[ModuleType, ...] = (pt2, huggingface)
+
+
+def load(path: str | Path) -> Checkpoint:
+    """Return the checkpoint in a file or folder, its format found by content.
+
+    Raises NotFound, UnknownFormat, RefusedFormat, CorruptFile, UnsupportedModel or LimitExceeded, each with a sentence
+    that says what the file is and what to do.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise NotFound(f"There is no file or folder {path.name!r}.", where=path.name)
+    for format in FORMATS:
+        if format.match(path):
+            return replace(format.open(path), sha256=content_hash(path))
+    raise refuse(path)
+
+
+def content_hash(path: Path) -> str:
+    """Return the sha256 of a file, or of a folder's files with their names in sorted order."""
+    digest = hashlib.sha256()
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        if path.is_dir():
+            digest.update(f"{file.relative_to(path).as_posix()}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+__all__ = ["FORMATS", "Checkpoint", "content_hash", "describe", "load", "refuse"]

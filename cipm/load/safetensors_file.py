@@ -1,0 +1,124 @@
+"""safetensors files read and rewritten from their own header, which is checked against the file before any tensor is.
+
+Layout: 8 bytes little-endian header length, JSON header `{key: {dtype, shape, data_offsets}}`, tensor bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cipm.errors import CorruptFile, LimitExceeded
+from cipm.load.archive import Source
+from cipm.load.tensors import MAX_RANK, SAFE_DTYPES, flat_tensor, tensor_bytes
+
+MAX_HEADER, MAX_TENSORS, MAX_KEY = 16 * 2**20, 100_000, 512
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor lies: dtype, shape and byte range from the end of the header."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """The checked header of a safetensors file: its raw bytes (length prefix included) and its entries in file order."""
+
+    raw: bytes
+    entries: Mapping[str, Entry]
+
+    @property
+    def size(self) -> int:
+        """Return the size of the whole file in bytes."""
+        return len(self.raw) + max((entry.end for entry in self.entries.values()), default=0)
+
+
+def read_header(source: Source, name: str) -> Header:
+    """Return the header of a safetensors file, or raise CorruptFile or LimitExceeded naming what is wrong."""
+    size = source.size(name)
+    with source.open(name) as stream:
+        prefix = stream.read(8)
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or length > size - 8:
+            raise _corrupt(name, f"its header declares {length:,} bytes, but the file has {size:,}")
+        if length > MAX_HEADER:
+            raise LimitExceeded(f"The header of {name!r} has {length:,} bytes; at most {MAX_HEADER:,} are read.", where=name)
+        raw = stream.read(length)
+    header = Header(prefix + raw, _entries(raw, name))
+    if header.size != size:
+        raise _corrupt(name, f"its tensors end at byte {header.size:,}, but the file has {size:,}")
+    return header
+
+
+def read_tensors(source: Source, name: str, header: Header) -> dict[str, torch.Tensor]:
+    """Return every tensor of the file by key, in file order, bit for bit."""
+    data = memoryview(source.read(name))[len(header.raw):]
+    return {key: flat_tensor(bytearray(data[e.start:e.end]), e.dtype).reshape(e.shape) if e.end > e.start
+            else torch.empty(e.shape, dtype=e.dtype) for key, e in header.entries.items()}
+
+
+def write(path: Path, header: Header, tensor: Callable[[str], torch.Tensor]) -> None:
+    """Write a file with the very same header (keys, order, dtypes, metadata) and other values for its tensors."""
+    with path.open("wb") as stream:
+        stream.write(header.raw)
+        for key, entry in sorted(header.entries.items(), key=lambda item: item[1].start):
+            value = tensor(key)
+            assert value.dtype == entry.dtype and tuple(value.shape) == entry.shape, key
+            stream.write(tensor_bytes(value))
+
+
+def _entries(raw: bytes, name: str) -> dict[str, Entry]:
+    try:
+        items = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise _corrupt(name, f"its header is not valid JSON ({error})") from error
+    if not isinstance(items, dict):
+        raise _corrupt(name, "its header is not a JSON object")
+    items.pop("__metadata__", None)
+    if len(items) > MAX_TENSORS:
+        raise LimitExceeded(f"{name!r} holds {len(items):,} tensors; at most {MAX_TENSORS:,} are read.", where=name)
+    entries = {key: _entry(key, item, name) for key, item in items.items()}
+    at = 0
+    for key, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
+        if entry.start != at:
+            raise _corrupt(name, f"tensor {key!r} starts at byte {entry.start:,} instead of {at:,}: the tensors overlap or "
+                           "leave gaps")
+        at = entry.end
+    return entries
+
+
+def _entry(key: str, item: Any, name: str) -> Entry:
+    try:
+        dtype, shape, (start, end) = item["dtype"], item["shape"], item["data_offsets"]
+        plain = all(type(n) is int and n >= 0 for n in (*shape, start, end))
+    except (KeyError, TypeError, ValueError) as error:
+        raise _corrupt(name, f"it describes tensor {key[:80]!r} incompletely") from error
+    if dtype not in SAFE_DTYPES:
+        raise _corrupt(name, f"tensor {key[:80]!r} has dtype {str(dtype)[:20]!r}, which is not read here")
+    if not plain or len(key) > MAX_KEY or len(shape) > MAX_RANK:
+        raise _corrupt(name, f"tensor {key[:80]!r} has an impossible shape or place: {str(shape)[:80]} at {start} to {end}")
+    if math.prod(shape) * SAFE_DTYPES[dtype].itemsize != end - start:
+        raise _corrupt(name, f"tensor {key[:80]!r} of shape {shape} and dtype {dtype} cannot have {end - start:,} bytes")
+    return Entry(SAFE_DTYPES[dtype], tuple(shape), start, end)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
+
+
+def _corrupt(name: str, what: str) -> CorruptFile:
+    return CorruptFile(f"{name!r} is damaged: {what}.", where=name, fix="Save the model again and upload the new file.")
