@@ -76,15 +76,15 @@ def _open_npy(path: Path) -> Table:
 
 
 def _open_zip(path: Path, inputs: Sequence[Input]) -> Table:
-    with reading():
-        archive = zipfile.ZipFile(path)
-    members = [info for info in archive.infolist() if not info.is_dir() and not info.filename.startswith("__MACOSX/")]
+    with reading(), zipfile.ZipFile(path) as archive:
+        listed = archive.infolist()
+    members = [info for info in listed if not info.is_dir() and not info.filename.startswith("__MACOSX/")]
     _check_sizes(members, path.stat().st_size)
     names = [PurePosixPath(info.filename) for info in members]
     if any(name.suffix == ".npy" for name in names):
-        return [_npz_column(archive, info) for info in members if info.filename.endswith(".npy")], []
+        return [_npz_column(path, info) for info in members if info.filename.endswith(".npy")], []
     if any(name.suffix.lower() in IMAGE_SUFFIXES for name in names):
-        return open_images(archive, members, inputs)
+        return open_images(path, members, inputs)
     if any(name.name in ("config.json", "archive_format", "data.pkl") for name in names):
         raise ProbeError("The probe is a packed model, not a table of rows.", fix="Upload it as the model. " + HOW)
     held = ", ".join(repr(str(name)) for name in names[:5]) + (", …" if len(names) > 5 else "") or "nothing"
@@ -110,10 +110,10 @@ def _check_sizes(members: Sequence[zipfile.ZipInfo], size: int) -> None:
         raise LimitExceeded(f"The probe holds {len(members):,} files; at most {MOST_MEMBERS:,} are read.")
 
 
-def _npz_column(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Column:
+def _npz_column(path: Path, info: zipfile.ZipInfo) -> Column:
     """Return a member of an npz by its header alone; raises ProbeError where header and size disagree."""
     name = info.filename.removesuffix(".npy")
-    with reading(), archive.open(info) as stream:
+    with reading(), zipfile.ZipFile(path) as archive, archive.open(info) as stream:
         shape, fortran, dtype = _npy_header(stream, name)
         start = stream.tell()
     if dtype.hasobject:
@@ -123,7 +123,7 @@ def _npz_column(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Column:
         raise ProbeError(f"The probe's {name!r} says it is {list(shape)} {dtype.name}, but holds "
                          f"{info.file_size - start:,} bytes.", where=name, fix="Save or upload it again.")
     reader = _read_fortran if fortran else _read_rows
-    return Column(name, shape, dtype, partial(reader, archive, info, start, shape, dtype))
+    return Column(name, shape, dtype, partial(reader, path, info, start, shape, dtype))
 
 
 def _npy_header(stream: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -149,15 +149,15 @@ def _check_rank(name: str, shape: Sequence[int]) -> None:
         raise ProbeError(f"The probe's {name!r} has the shape {list(shape)}; at most 8 axes are read.", where=name)
 
 
-def _read_rows(archive: zipfile.ZipFile, info: zipfile.ZipInfo, start: int, shape: tuple[int, ...],
-               dtype: np.dtype, rows: np.ndarray) -> np.ndarray:
+def _read_rows(path: Path, info: zipfile.ZipInfo, start: int, shape: tuple[int, ...], dtype: np.dtype,
+               rows: np.ndarray) -> np.ndarray:
     """Return these rows in one pass over the member, holding one chunk beside them."""
     width = math.prod(shape[1:]) * dtype.itemsize
     taken = np.empty((len(rows), *shape[1:]), dtype)
     if not width:
         return taken
     step = max(1, CHUNK // width)
-    with reading(), archive.open(info) as stream:
+    with reading(), zipfile.ZipFile(path) as archive, archive.open(info) as stream:
         stream.read(start)
         for first in range(0, shape[0], step):
             expected = min(step, shape[0] - first) * width
@@ -170,10 +170,10 @@ def _read_rows(archive: zipfile.ZipFile, info: zipfile.ZipInfo, start: int, shap
     return taken
 
 
-def _read_fortran(archive: zipfile.ZipFile, info: zipfile.ZipInfo, start: int, shape: tuple[int, ...],
-                  dtype: np.dtype, rows: np.ndarray) -> np.ndarray:
+def _read_fortran(path: Path, info: zipfile.ZipInfo, start: int, shape: tuple[int, ...], dtype: np.dtype,
+                  rows: np.ndarray) -> np.ndarray:
     """Return these rows of an array stored column by column, which has to be read as a whole."""
-    with reading(), archive.open(info) as stream:
+    with reading(), zipfile.ZipFile(path) as archive, archive.open(info) as stream:
         stream.read(start)
         return np.frombuffer(stream.read(), dtype).reshape(shape, order="F")[rows]
 

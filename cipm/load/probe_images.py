@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import math
 import warnings
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
@@ -34,7 +36,7 @@ class Target:
     layout: str  # "first", "last", "flat"
 
 
-def open_images(archive: zipfile.ZipFile, members: Sequence[zipfile.ZipInfo],
+def open_images(path: Path, members: Sequence[zipfile.ZipInfo],
                 inputs: Sequence[Input]) -> tuple[list[Column], list[str]]:
     """List the images as the one input that takes images, and their folders as labels where there are several.
 
@@ -42,12 +44,14 @@ def open_images(archive: zipfile.ZipFile, members: Sequence[zipfile.ZipInfo],
     """
     images = sorted((m for m in members if PurePosixPath(m.filename).suffix.lower() in IMAGE_SUFFIXES),
                     key=lambda info: info.filename)
-    sizes = Counter(_decode(archive, info).size for info in images)
+    with zipfile.ZipFile(path) as archive:
+        sizes = Counter(_decode(archive, info).size for info in images)
     spec, target = _choose_input(inputs, sizes)
     notes = _notes(sizes, target, len(members) - len(images))
 
     def read(rows: np.ndarray) -> np.ndarray:
-        return np.stack([_pixels(_decode(archive, images[row]), target) for row in rows.tolist()])
+        with zipfile.ZipFile(path) as archive:
+            return np.stack([_pixels(_decode(archive, images[row]), target) for row in rows.tolist()])
 
     shape = (len(images), *_row_shape(target))
     columns = [Column(spec.name, shape, np.dtype(np.uint8), read, pixels=True)]
@@ -112,8 +116,9 @@ def _decode(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows, and is lower
-            image = Image.open(archive.open(info), formats=FORMATS)
-    except (OSError, zipfile.BadZipFile, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+            image = Image.open(io.BytesIO(archive.read(info)), formats=FORMATS)
+    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, Image.DecompressionBombError, SyntaxError,
+            ValueError) as error:
         raise ProbeError(f"{info.filename!r} in the probe is not a readable image ({type(error).__name__}).",
                          where=info.filename, fix="Remove it or save it as PNG.") from None
     if image.width * image.height > MOST_PIXELS:
@@ -126,7 +131,7 @@ def _pixels(image: Image.Image, target: Target) -> np.ndarray:
     """Return one row of uint8 values in the target's layout."""
     try:
         converted = image.convert(MODES[target.channels])
-    except (OSError, SyntaxError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         raise ProbeError(f"An image of the probe is damaged ({error}).", fix="Remove it or save it again.") from None
     if converted.size != (target.width, target.height):
         converted = converted.resize((target.width, target.height), Image.Resampling.BILINEAR)
