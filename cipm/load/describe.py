@@ -34,7 +34,8 @@ def _unknown(name: str, fix: str = f"Upload a model: {READ}.") -> Kind:
     return Kind(name, UnknownFormat, f"The file is {name}, not a model.", fix)
 
 
-EMPTY = Kind("an empty file", UnknownFormat, "The file is empty (0 bytes).", "Upload it again; the transfer may have stopped.")
+EMPTY = Kind("an empty file", UnknownFormat, "The file is empty (0 bytes).",
+             "Upload it again; the transfer may have stopped.")
 BINARY = Kind("a file of unknown type", UnknownFormat, "The file is of no type that CIPM knows.", f"Upload {READ}.")
 PICKLE = Kind("a Python pickle", RefusedFormat, "The file is a Python pickle, which can run code when it is opened: it was "
               "not opened.", PICKLE_FIX)
@@ -47,12 +48,13 @@ AOTINDUCTOR = Kind("an AOTInductor package", RefusedFormat, "The file is an AOTI
                    "code, which is never run here.", f"Save the exported program instead: {EXPORT}.")
 OLD_EXPORT = Kind("a torch.export archive of an old torch", UnsupportedModel, "The file is a torch.export archive in the "
                   "layout of torch 2.7 or earlier.", f"Save it again with torch 2.13: {EXPORT}.")
-KERAS = Kind("a Keras model", RefusedFormat, "The file is a Keras model (HDF5 or .keras), which can carry code and which "
-             "CIPM does not read.", f"Rebuild the model in PyTorch, copy the weights, and save it with {EXPORT}.")
-GGUF = Kind("a GGUF file", RefusedFormat, "The file is a GGUF model (llama.cpp): its weights are quantised, and it holds no "
-            "graph.", "Upload the original Hugging Face folder: config.json with model.safetensors.")
+KERAS = Kind("a Keras model", RefusedFormat, "The file is a Keras model (HDF5 or .keras), which can carry code and "
+             "which CIPM does not read.", f"Rebuild the model in PyTorch, copy the weights, and save it with {EXPORT}.")
+GGUF = Kind("a GGUF file", RefusedFormat, "The file is a GGUF model (llama.cpp): its weights are quantised, and it holds "
+            "no graph.", "Upload the original Hugging Face folder: config.json with model.safetensors.")
 SAVED_MODEL = Kind("a TensorFlow SavedModel", RefusedFormat, "This is a TensorFlow SavedModel, which can carry code and "
-                   "which CIPM does not read.", f"Rebuild the model in PyTorch, copy the weights, and save it with {EXPORT}.")
+                   "which CIPM does not read.",
+                   f"Rebuild the model in PyTorch, copy the weights, and save it with {EXPORT}.")
 ONNX = Kind("an ONNX model", UnsupportedModel, "The file is an ONNX model, which this version does not read yet.", ONNX_FIX)
 SAFETENSORS = Kind("a safetensors file", UnsupportedModel, "The file is a safetensors file: it holds weights, but not the "
                    "model that they belong to.", "Put it as model.safetensors with its config.json into a zip (Hugging "
@@ -60,13 +62,13 @@ SAFETENSORS = Kind("a safetensors file", UnsupportedModel, "The file is a safete
 NO_WEIGHTS = Kind("a Hugging Face folder without safetensors", UnsupportedModel, "There is a config.json, but no "
                   "model.safetensors beside it.", "Save the model with model.save_pretrained(folder) and upload the whole "
                   "folder as a zip.")
-PICKLED_WEIGHTS = Kind("a Hugging Face folder with pickled weights", RefusedFormat, "The weights lie in pytorch_model.bin, a "
-                       "Python pickle, which can run code: it was not opened.", "Save the model again with "
+PICKLED_WEIGHTS = Kind("a Hugging Face folder with pickled weights", RefusedFormat, "The weights lie in pytorch_model.bin, "
+                       "a Python pickle, which can run code: it was not opened.", "Save the model again with "
                        "model.save_pretrained(folder), which writes model.safetensors.")
 PROBE = Kind("a NumPy file", UnknownFormat, "The file holds NumPy arrays: this is data, not a model.",
              f"Give it as the probe, and as the model {READ}.")
-BROKEN_ZIP = Kind("a damaged zip archive", CorruptFile, "The file starts like a zip archive, but its end is missing: it was "
-                  "cut short.", "Upload the file again.")
+BROKEN_ZIP = Kind("a damaged zip archive", CorruptFile, "The file starts like a zip archive, but its end is missing: it "
+                  "was cut short.", "Upload the file again.")
 NO_MODEL_FOLDER = Kind("a folder without a model", UnknownFormat, "The folder holds no model.",
                        "Give a folder with config.json and model.safetensors, or a .pt2 file.")
 NO_MODEL_ZIP = Kind("a zip archive without a model", UnknownFormat, "The zip archive holds no model.", f"Upload {READ}.")

@@ -10,7 +10,7 @@ import importlib
 import logging
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -28,7 +28,8 @@ FORMAT = "huggingface"
 INDEX = "model.safetensors.index.json"
 _CLASS_MODULE = "transformers.models.{0}.modeling_{0}"
 _CONFIG_MODULE = "transformers.models.{0}.configuration_{0}"
-_CONFIGS = {"bert": "BertConfig", "gpt2": "GPT2Config", "llama": "LlamaConfig", "vit": "ViTConfig", "resnet": "ResNetConfig"}
+_CONFIGS = {"bert": "BertConfig", "gpt2": "GPT2Config", "llama": "LlamaConfig", "vit": "ViTConfig",
+            "resnet": "ResNetConfig"}
 
 
 def match(path: Path) -> bool:

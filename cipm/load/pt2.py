@@ -163,8 +163,9 @@ def _samples(program: Program) -> dict[str, Sample]:
         for axis, dim in enumerate(program.shapes[item.name]):
             size = evaluate(dim, sizes)
             if size is None or size < 0:
-                raise UnsupportedModel(f"Axis {axis} of input {item.name!r} has a size that depends on others in a way that "
-                                       "is not read here.", where=item.name, fix="Export with plain dynamic dimensions.")
+                raise UnsupportedModel(f"Axis {axis} of input {item.name!r} has a size that depends on others in a way "
+                                       "that is not read here.", where=item.name,
+                                       fix="Export with plain dynamic dimensions.")
             shape.append(size)
             if not isinstance(dim, int):
                 symbol = str(dim.args[0]) if dim.head == "Symbol" else None

@@ -53,7 +53,8 @@ def read_header(source: Source, name: str) -> Header:
         if len(prefix) < 8 or length > size - 8:
             raise _corrupt(name, f"its header declares {length:,} bytes, but the file has {size:,}")
         if length > MAX_HEADER:
-            raise LimitExceeded(f"The header of {name!r} has {length:,} bytes; at most {MAX_HEADER:,} are read.", where=name)
+            raise LimitExceeded(f"The header of {name!r} has {length:,} bytes; at most {MAX_HEADER:,} are read.",
+                                where=name)
         raw = stream.read(length)
     header = Header(prefix + raw, _entries(raw, name))
     if header.size != size:

@@ -1,0 +1,58 @@
+"""Write a Hugging Face zip or folder: every small file as uploaded, the safetensors with the very same header."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+import torch
+
+from cipm.export.record import NAME
+from cipm.load.archive import Source, open_source
+from cipm.load.checkpoint import Checkpoint
+from cipm.load.huggingface import weight_files
+from cipm.load.safetensors_file import read_header
+from cipm.load.safetensors_file import write as write_safetensors
+
+# other copies of the weights, which would keep the old order, and code
+_LEFT_OUT = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".tflite", ".py")
+
+
+def write(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], source: Path, record: str | None, out: Path) -> None:
+    """Write the model as it was uploaded, zip or folder, with these tensors and the record beside them."""
+    upload = open_source(source)
+    if source.is_dir():
+        _fill(out, upload, checkpoint, tensors, record, "")
+        return
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+        _fill(Path(folder), upload, checkpoint, tensors, record, upload.root)
+        _zip(Path(folder), out)
+
+
+def _fill(folder: Path, upload: Source, checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], record: str | None,
+          root: str) -> None:
+    base = folder / root
+    base.mkdir(parents=True, exist_ok=True)
+    files = weight_files(upload)
+    for file in files:
+        write_safetensors(base / file, read_header(upload, file), lambda key: tensors[checkpoint.aliases.get(key, key)])
+    for name in upload.files:
+        if name != NAME and name not in files and PurePosixPath(name).suffix.lower() not in _LEFT_OUT:
+            _copy(upload, name, base / name)
+    if record is not None:
+        (base / NAME).write_text(record)
+
+
+def _copy(upload: Source, name: str, to: Path) -> None:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with upload.open(name) as stream, to.open("wb") as file:
+        shutil.copyfileobj(stream, file, 1 << 20)
+
+
+def _zip(folder: Path, out: Path) -> None:
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+            archive.write(file, file.relative_to(folder).as_posix())

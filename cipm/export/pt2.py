@@ -1,0 +1,107 @@
+"""Write a .pt2 file: the functional graph with its new tensors, exported again so that every stored shape is fresh."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cipm.load.checkpoint import Checkpoint
+from cipm.load.retrace import Sample, export_program
+from cipm.trace import Input, to_module
+
+_NAME = re.compile(r"[a-z_][a-z0-9_]*\Z", re.IGNORECASE)
+_TRACES = ("stack_trace", "from_node", "nn_module_stack", "source_fn_stack", "torch_fn", "custom")
+
+
+def write(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], source: Path, record: str | None, out: Path) -> None:
+    """Write the checkpoint with these tensors; dynamic sizes, names, ties and the structure of the outputs are kept.
+
+    Stack traces are left out: they hold file paths.
+    """
+    origin = checkpoint.origin
+    module = to_module(checkpoint.graph, tensors, checkpoint.constants, buffers=set(origin["buffers"]))
+    _restore_structure(module, origin["outputs"])
+    _attach(module, checkpoint, tensors)
+    samples = {i.name: _sample(i, origin["samples"][i.name]) for i in checkpoint.graph.inputs}
+    program = export_program(module, samples, args=tuple(origin["args"]))
+    _forget_traces(program)
+    extra = {"cipm.json": record} if record is not None else {}
+    logging.getLogger("torch.export").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns about its own internals while it saves
+        torch.export.save(program, out, extra_files=extra)
+
+
+def _sample(item: Input, saved: Mapping[str, Any]) -> Sample:
+    dynamic = {}
+    for axis, dim in enumerate(item.shape):
+        if isinstance(dim, str):
+            _, low, high = saved["dynamic"].get(str(axis), (None, 0, None))
+            dynamic[axis] = (dim if _NAME.match(dim) else None, low, high)
+    return Sample(tuple(saved["shape"]), item.dtype, dynamic)
+
+
+def _restore_structure(module: torch.fx.GraphModule, structure: Any) -> None:
+    """Make the module return its flat outputs in this structure (fx itself would return immutable collections)."""
+    flat = type(module).forward  # every GraphModule has a class of its own
+
+    @functools.wraps(flat)
+    def forward(self: torch.nn.Module, *args: torch.Tensor, **kwargs: torch.Tensor) -> Any:
+        results = flat(self, *args, **kwargs)
+        return _nest(structure, iter(results if isinstance(results, (tuple, list)) else (results,)))
+
+    type(module).forward = forward
+
+
+def _nest(structure: Any, values: Iterator[Any]) -> Any:
+    if structure == "*":
+        return next(values)
+    (kind, items), = structure.items()
+    if kind == "dict":
+        return {key: _nest(item, values) for key, item in items}
+    nested = [_nest(item, values) for item in items]
+    return tuple(nested) if kind == "tuple" else nested
+
+
+def _attach(module: torch.nn.Module, checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Register what the graph does not read: tied keys (as the very tensor they are tied to) and unused tensors."""
+    placed = set(checkpoint.graph.tensors.values())
+    for key, tensor in tensors.items():
+        if key not in placed:
+            _register(module, key, tensor, key in checkpoint.origin["buffers"])
+    trainable = set(checkpoint.origin["trainable"])
+    for key, parameter in module.named_parameters():
+        parameter.requires_grad_(key in trainable)
+    for alias, key in checkpoint.aliases.items():
+        _register(module, alias, _get(module, key), key in checkpoint.origin["buffers"])
+
+
+def _register(module: torch.nn.Module, key: str, tensor: torch.Tensor, buffer: bool) -> None:
+    *path, leaf = key.split(".")
+    for part in path:
+        if part not in module._modules:
+            module.add_module(part, torch.nn.Module())
+        module = module._modules[part]
+    if buffer or not tensor.is_floating_point():
+        module.register_buffer(leaf, tensor)
+    else:
+        parameter = tensor if isinstance(tensor, torch.nn.Parameter) else torch.nn.Parameter(tensor, requires_grad=False)
+        module.register_parameter(leaf, parameter)
+
+
+def _get(module: torch.nn.Module, key: str) -> torch.Tensor:
+    path, _, leaf = key.rpartition(".")
+    return getattr(module.get_submodule(path), leaf)
+
+
+def _forget_traces(program: torch.export.ExportedProgram) -> None:
+    for node in program.graph.nodes:
+        for name in _TRACES:
+            node.meta.pop(name, None)

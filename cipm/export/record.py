@@ -1,0 +1,71 @@
+"""The record that travels inside an exported file as cipm.json: the plan, its certificate, and where it came from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cipm.errors import CipmError, CorruptFile, UnknownFormat
+from cipm.load.archive import is_zip, open_source
+from cipm.permutation import Plan
+
+NAME = "cipm.json"
+SCHEMA_VERSION = 1
+
+
+def make_record(plan: Plan, certificate: Mapping[str, Any] | None, source_sha256: str, order: str | None) -> dict[str, Any]:
+    """Return the JSON-ready record of an export."""
+    return {"schema_version": SCHEMA_VERSION, "plan": plan.to_json(), "certificate": certificate,
+            "source_sha256": source_sha256, "order": order, "created_by": f"cipm {version('cipm')}"}
+
+
+def dump_record(record: Mapping[str, Any]) -> str:
+    """Return the record as JSON text."""
+    return json.dumps(record, separators=(",", ":"))
+
+
+def read_plan(path: str | Path) -> tuple[Plan, dict[str, Any]]:
+    """Return (plan, record) of an exported file or folder, read as any upload is: nothing of it is executed.
+
+    Raises UnknownFormat where the file carries no plan, CorruptFile where the record is damaged.
+    """
+    path = Path(path)
+    source = open_source(path) if path.is_dir() or is_zip(path) else None
+    name = next((n for n in (NAME, f"extra/{NAME}") if source is not None and n in source), None)
+    if source is None or name is None:
+        raise UnknownFormat(f"{path.name!r} carries no plan: it was not reorganised by CIPM.", where=path.name,
+                            fix="Give a file that cipm reorganize or Export has written.")
+    record = source.json(name)
+    try:
+        if record["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"schema version {record['schema_version']!r}")
+        return _plan(record["plan"]), record
+    except (KeyError, TypeError, ValueError, AttributeError, CipmError) as error:
+        raise CorruptFile(f"The record {NAME} is damaged: {error}.", where=name) from error
+
+
+def check_plan(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise CorruptFile where a plan names a tensor or axis that does not exist, or one of another length."""
+    for (key, axis), permutation in plan.axes.items():
+        shape = tuple(tensors[key].shape) if key in tensors else None
+        if shape is None or not 0 <= axis < len(shape) or shape[axis] != len(permutation):
+            raise CorruptFile(f"The plan moves {len(permutation)} positions of axis {axis} of {key!r}, which does not fit "
+                              f"the model ({'no such tensor' if shape is None else list(shape)}).", where=key)
+
+
+def _plan(payload: Mapping[str, Any]) -> Plan:
+    for key, axis, order in payload["axes"]:
+        if not isinstance(key, str) or type(axis) is not int or not _integers(order):
+            raise ValueError("an entry of the plan is not a tensor, an axis and an order")
+    if not all(_integers(order) for order in payload["orders"].values()):
+        raise ValueError("an order is not a list of integers")
+    return Plan.from_json(payload)
+
+
+def _integers(order: Any) -> bool:
+    return isinstance(order, list) and all(type(i) is int and 0 <= i < 2**31 for i in order)

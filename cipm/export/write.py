@@ -1,0 +1,65 @@
+"""Plan × Checkpoint → the uploaded format, with plan and certificate embedded; and the way back."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cipm.errors import Conflict
+from cipm.export import huggingface, pt2
+from cipm.export.record import check_plan, dump_record, make_record, read_plan
+from cipm.load import Checkpoint, load
+from cipm.permutation import Plan
+
+Writer = Callable[[Checkpoint, Mapping[str, torch.Tensor], Path, "str | None", Path], None]
+WRITERS: dict[str, Writer] = {"pt2": pt2.write, "huggingface": huggingface.write}
+
+
+def export(checkpoint: Checkpoint, source_path: str | Path, plan: Plan, certificate: dict[str, Any] | None,
+           out_path: str | Path, *, order: str | None = None) -> Path:
+    """Write the model in its uploaded format with the plan applied; return the path written.
+
+    The file appears whole or not at all. Its own tools load it without CIPM; cipm.json inside holds the record.
+    Raises CorruptFile where the plan does not fit the model, Conflict where the folder exists already.
+    """
+    record = make_record(plan, certificate, checkpoint.sha256, order)
+    return _write(checkpoint, Path(source_path), plan, dump_record(record), Path(out_path))
+
+
+def restore(path: str | Path, out_path: str | Path) -> Path:
+    """Write the tensors as they were before the export at `path`, bit for bit, and return the path written.
+
+    Raises UnknownFormat where the file carries no plan.
+    """
+    plan, _ = read_plan(path)
+    return _write(load(path), Path(path), plan.coinverse, None, Path(out_path))
+
+
+def _write(checkpoint: Checkpoint, source: Path, plan: Plan, record: str | None, out: Path) -> Path:
+    check_plan(plan, checkpoint.tensors)
+    tensors = plan.apply(checkpoint.tensors)
+    with _whole(out) as temporary:
+        WRITERS[checkpoint.format](checkpoint, tensors, source, record, temporary)
+    return out
+
+
+@contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """Give a path to write to, and move it to `out` at once when all went well; leave nothing behind otherwise."""
+    if out.is_dir():
+        raise Conflict(f"The folder {out.name!r} exists already.", where=out.name, fix="Choose another name.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = out.parent / f".{uuid.uuid4().hex}.tmp"
+    folder.mkdir()
+    try:
+        yield folder / out.name
+        os.replace(folder / out.name, out)
+    finally:
+        shutil.rmtree(folder)
