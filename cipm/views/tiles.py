@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -31,7 +32,7 @@ def gather(matrix: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.ndarray
 
 
 def tile_bytes(matrix: np.ndarray, index: tuple[np.ndarray, np.ndarray], exponent: int,
-               at: list[tuple[int, int]]) -> bytes:
+               at: Sequence[tuple[int, int]]) -> bytes:
     """Return level-0 tiles (x, y) of the reordered matrix, back to back. Tiles of one row share their reading."""
     rows, cols = index
     cut: dict[tuple[int, int], bytes] = {}

@@ -1,0 +1,68 @@
+"""Rows of the store as the API shows them."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from backend.schemas import Analysis, Export, Job, Measurement, Problem, Source, Stage
+from backend.store.models import Analysis as AnalysisRow
+from backend.store.models import Job as JobRow
+from cipm.errors import NotFound
+
+
+def newest_job(session: Session, analysis_id: str) -> JobRow:
+    """Return the newest job that analyses; every analysis has one."""
+    newest = (select(JobRow).where(JobRow.analysis_id == analysis_id, JobRow.kind == "analyze")
+              .order_by(JobRow.created.desc(), JobRow.id).limit(1))
+    return session.scalars(newest).one()
+
+
+def chosen_job(session: Session, analysis_id: str, job_id: str | None) -> JobRow:
+    """Return this job of the analysis, or its newest one that analyses. Raises NotFound."""
+    if job_id is None:
+        return newest_job(session, analysis_id)
+    job = session.get(JobRow, job_id)
+    if job is None or job.analysis_id != analysis_id:
+        raise NotFound("This analysis has no such job.", where="job")
+    return job
+
+
+def jobs_of(session: Session, analysis_id: str, kind: str) -> list[JobRow]:
+    """Return the jobs of one kind, the newest first."""
+    found = select(JobRow).where(JobRow.analysis_id == analysis_id, JobRow.kind == kind)
+    return list(session.scalars(found.order_by(JobRow.created.desc(), JobRow.id)))
+
+
+def job(row: JobRow) -> Job:
+    """Return a job as the API shows one; addresses and lease holders stay inside."""
+    stages = [Stage(name=s["name"], state=s["state"], seconds=s.get("seconds")) for s in row.stages]
+    return Job(id=row.id, kind=row.kind, status=row.status, stage=row.stage, stages=stages,
+               progress=min(1.0, max(0.0, row.progress)), eta_seconds=row.eta_seconds, attempt=row.attempt,
+               error=Problem(**row.error) if row.error else None,
+               created=row.created, started=row.started, finished=row.finished)
+
+
+def analysis(row: AnalysisRow, newest: JobRow, *, read_only: bool) -> Analysis:
+    """Return an analysis as the API shows one: no upload ids, no owner."""
+    return Analysis(id=row.id, title=row.title, created=row.created, options=row.options, job=job(newest),
+                    model=Source(name=row.model_name, sha256=row.model_sha256, size=row.model_size),
+                    probe=_probe(row), read_only=read_only, sample=row.sample)
+
+
+def measurement(row: JobRow) -> Measurement:
+    """Return a measured what-if as the API shows one."""
+    return Measurement(id=row.id, group=row.request["group"], keep=row.request["keep"], job=job(row), result=row.result)
+
+
+def export(row: JobRow) -> Export:
+    """Return an export as the API shows one; name, size and certificate come with its file."""
+    made = row.result or {}
+    return Export(id=row.id, order=row.request["order"], job=job(row), filename=made.get("filename"),
+                  size=made.get("size"), certificate=made.get("certificate"))
+
+
+def _probe(row: AnalysisRow) -> Source | None:
+    if row.probe_sha256 is None:
+        return None
+    return Source(name=row.probe_name or "", sha256=row.probe_sha256, size=row.probe_size or 0)

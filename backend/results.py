@@ -1,0 +1,77 @@
+"""Reading what an analysis came to: the newest finished view artefact, as files on this machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from backend.cache import FolderCache
+from backend.store import Store, artefacts
+from cipm.errors import NotFound, OptionError
+
+
+@dataclass(frozen=True)
+class View:
+    """The folder of a view artefact, and the address that names its contents."""
+
+    folder: Path
+    address: str
+
+    @property
+    def report_path(self) -> Path:
+        """Return where report.json lies."""
+        return self.folder / "report.json"
+
+    def report(self) -> Mapping[str, Any]:
+        """Return the report; do not change it."""
+        return _parsed(self.report_path, self.address)
+
+    def group(self, name: str) -> Mapping[str, Any]:
+        """Return one group of the report, or raise OptionError naming those there are."""
+        groups = self.report()["groups"]
+        for group in groups:
+            if group["name"] == name:
+                return group
+        names = ", ".join(group["name"] for group in groups[:20])
+        raise OptionError(f"There is no group {name!r}; the groups are {names}{', …' * (len(groups) > 20)}.",
+                          where="group")
+
+    def orders(self) -> list[str]:
+        """Return the names of the orders that any group has; `original` always is one."""
+        path = self.folder / "orders.json"
+        named = json.loads(path.read_text()) if path.is_file() else []
+        return list(dict.fromkeys(["original", *named]))
+
+
+def view_of(store: Store, cache: FolderCache, analysis_id: str) -> View:
+    """Return the newest finished view of an analysis. Raises NotFound where none is finished."""
+    with store.read() as session:
+        artefact = artefacts.of_analysis(session, analysis_id, "view")
+    if store.objects.root is not None:
+        return View(artefacts.folder(store, artefact, Path()), artefact.address)
+    folder = cache.get(artefact.address, lambda into: artefacts.folder(store, artefact, into))
+    return View(folder, artefact.address)
+
+
+def check_order(view: View, order: str) -> None:
+    """Raise OptionError where the view has no such order."""
+    if order not in view.orders():
+        raise OptionError(f"There is no order {order!r}; there are {', '.join(view.orders())}.", where="order")
+
+
+def check_keep(view: View, name: str, keep: int) -> None:
+    """Raise OptionError where a group cannot keep so many units; NotFound where it has no what-if."""
+    group = view.group(name)
+    if keep > group["size"]:
+        raise OptionError(f"{name} has {group['size']} units; it cannot keep {keep}.", where="keep")
+    if reason := (group.get("whatif") or {}).get("unavailable"):
+        raise NotFound(f"{name} has no what-if: {reason}", where="group")
+
+
+@lru_cache(maxsize=32)
+def _parsed(path: Path, address: str) -> Mapping[str, Any]:
+    return json.loads(path.read_text())

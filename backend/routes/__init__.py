@@ -1,0 +1,8 @@
+"""The routes, one file per family of addresses; `routers` lists them all."""
+
+from backend.routes import analyses, auth, events, exports, health, matrices, results, samples, shares, tokens, uploads
+
+routers = tuple(module.router for module in (health, auth, tokens, uploads, samples, analyses, events, results, matrices,
+                                             exports, shares))
+
+__all__ = ["routers"]
