@@ -1,0 +1,94 @@
+"""Mount the dashboard on the server's FastAPI app: shell, pages, callbacks, assets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import dash
+import dash_mantine_components as dmc
+from dash import Dash, dcc, html
+from dash.development.base_component import Component
+from fastapi import FastAPI
+
+from frontend.ids import Shell
+from frontend.pages import account, analysis, home, sharing
+from frontend.session import ClientFactory, Site
+from frontend.widgets import empty
+
+INDEX = """<!DOCTYPE html>
+<html lang="en">
+<head>{%metas%}<meta name="viewport" content="width=device-width, initial-scale=1"><title>{%title%}</title>
+<link rel="icon" type="image/svg+xml" href="/assets/logo.svg">{%css%}</head>
+<body>{%app_entry%}<footer>{%config%}{%scripts%}{%renderer%}</footer></body>
+</html>"""
+THEME = {"fontFamily": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "primaryColor": "indigo",
+         "fontFamilyMonospace": "ui-monospace, 'SF Mono', Menlo, Consolas, monospace", "defaultRadius": "sm",
+         "primaryShade": {"light": 7, "dark": 7}, "cursorType": "pointer"}
+
+
+def mount(app: FastAPI, make_client: ClientFactory) -> Dash:
+    """Return the Dash app that now answers every page of `app`; routes under /api must be registered before.
+
+    `make_client(cookie header, share token)` gives the client that a callback uses on the visitor's behalf.
+    """
+    dmc.pre_render_color_scheme()
+    site = Site(make_client)
+    pages = Dash(__name__, server=app, use_pages=True, pages_folder="", title="CIPM", update_title=None,
+                 assets_folder=str(Path(__file__).parent / "assets"), suppress_callback_exceptions=True,
+                 index_string=INDEX, include_pages_meta=False, serve_locally=True)
+    _register_pages(site)
+    pages.layout = shell()
+    for part in (home, analysis, sharing, account):
+        part.register(pages, site)
+    return pages
+
+
+def _register_pages(site: Site) -> None:
+    """Register the pages. Their arguments beyond the path are the address's query, whatever a person typed there."""
+
+    async def home_page(**_: Any) -> Component:
+        return await home.layout(site)
+
+    async def analysis_page(analysis_id: str = "", **query: Any) -> Component:
+        return _with_dialogs(await analysis.layout(site, analysis_id, None, query))
+
+    async def share_page(share_token: str = "", **query: Any) -> Component:
+        return await analysis.layout(site, None, share_token, query)
+
+    async def login_page(**_: Any) -> Component:
+        return account.login()
+
+    async def account_page(**_: Any) -> Component:
+        return await account.layout(site)
+
+    dash.page_registry.clear()
+    dash.register_page("home", path="/", title="CIPM", layout=home_page)
+    dash.register_page("analysis", path_template="/a/<analysis_id>", title="Analysis · CIPM", layout=analysis_page)
+    dash.register_page("share", path_template="/s/<share_token>", title="Shared analysis · CIPM", layout=share_page)
+    dash.register_page("login", path="/login", title="Sign in · CIPM", layout=login_page)
+    dash.register_page("account", path="/account", title="Account · CIPM", layout=account_page)
+    dash.register_page("not_found_404", path="/404", title="Not found · CIPM", layout=_not_found)
+
+
+def _with_dialogs(page: Component) -> Component:
+    page.children = [*(page.children if isinstance(page.children, list) else [page.children]), *sharing.dialogs()]
+    return page
+
+
+async def _not_found(**_: Any) -> Component:
+    return html.Main(empty("There is no such page", "The address may be mistyped, or what it showed was removed.",
+                           dcc.Link("To the first page", href="/")), className="page narrow")
+
+
+def shell() -> Component:
+    """Return what stands on every page: the bar at the top, and the place of the page."""
+    bar = html.Header([
+        dcc.Link([html.Img(src="/assets/logo.svg", alt="", width=22, height=22), html.Span("CIPM")], href="/",
+                 className="brand", title="To the first page"),
+        html.Nav([dcc.Link("Account", href="/account"), html.A("API", href="/api/docs"),
+                  dmc.ColorSchemeToggle(lightIcon=html.Span("☀", **{"aria-hidden": "true"}),
+                                        darkIcon=html.Span("☾", **{"aria-hidden": "true"}), variant="subtle", color="gray",
+                                        size="md", id=Shell.PLACE, attributes={"root": {"aria-label": "Light or dark"}})],
+                 className="bar-links", **{"aria-label": "Site"})], className="bar")
+    return dmc.MantineProvider([bar, dash.page_container], theme=THEME, defaultColorScheme="auto")

@@ -1,0 +1,1 @@
+"""The pages: each module lays out one page from plain data and registers its thin callbacks."""

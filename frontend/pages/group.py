@@ -1,0 +1,177 @@
+"""The panel of one symmetry group: toolbar, tabs, viewers, modules, redundancy, orders. Pure layout from the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import dash_mantine_components as dmc
+from dash import html
+from dash.development.base_component import Component
+
+from frontend import view_models as vm
+from frontend import words
+from frontend.components import Heatmap
+from frontend.figures import module_colour
+from frontend.ids import Analysis
+from frontend.pages import whatif
+from frontend.widgets import badge, big, choice, copy_button, empty, facts, meter, tabs
+
+Json = Mapping[str, Any]
+MOST_MODULES = 400
+
+
+def panel(report: Json, view: vm.View, page: Json, measurements: list[Json]) -> Component:
+    """Return the panel of the group that the view names."""
+    group = vm.choose_group(report, view.group)
+    if group is None:
+        return empty("No symmetry group was found", "Every axis of this model is pinned by an operation.",
+                     "Details lists which, and why.")
+    group = vm.with_measurements(group, measurements)
+    return html.Div([_head(group, view), tabs(vm.TABS, "What to see of this group"),
+                     html.Div([html.Div(_main(report, group, view, page), className="group-main"), _aside(group)],
+                              className="group-body")],
+                    className="group", **{"data-group": group["name"], "data-tab": view.tab})
+
+
+def _head(group: Json, view: vm.View) -> Component:
+    orders = vm.order_names(group)
+    marks = [badge("proved", "good", "Reordering this group was proved to preserve the function")
+             if group.get("proved") else badge("not proved", "warn", "No certificate covers this group")]
+    viewing = view.tab in ("correlation", "weights") and orders
+    tools = [choice("order", {name: vm.ORDER_WORDS.get(name, name) for name in orders}, orders[0], "Order of the units"),
+             choice("show", {"original": "Original", "reordered": "Reordered", "both": "Side by side"}, "reordered",
+                    "What to show", "Key o: original or reordered"),
+             choice("stat", {"mean": "Mean", "maxabs": "Max |x|"}, "mean", "Zoomed out, a cell shows",
+                    "What a cell shows where it stands for several entries"),
+             html.Button("Show all", type="button", className="cipm-button subtle", **{"data-zoom-all": "1"})]
+    return html.Header([html.Div([html.H2(group["name"]), html.Span(_size(group), className="group-size"), *marks],
+                                 className="group-title"),
+                        html.Div(tools if viewing else None, className="toolbar")], className="group-head")
+
+
+def _size(group: Json) -> str:
+    blocks = group.get("blocks") or 1
+    kind = group.get("kind") or "units"
+    return f"{words.integer(group['size'])} {kind}" + (f" in {blocks} blocks" if blocks > 1 else "")
+
+
+def _main(report: Json, group: Json, view: vm.View, page: Json) -> Any:
+    if view.tab == "redundancy":
+        return _redundancy(group)
+    if view.tab == "whatif":
+        return whatif.panel(group, report.get("baseline") or {}, page)
+    if view.tab == "orders":
+        return _orders(group)
+    return _matrices(report, group, view, page)
+
+
+# ---------------------------------------------------------------- matrices
+def _matrices(report: Json, group: Json, view: vm.View, page: Json) -> Any:
+    kind = "correlation" if view.tab == "correlation" else "weight"
+    matrices = vm.matrices_of(report, group, kind)
+    matrix = vm.choose_matrix(matrices, view.matrix)
+    if matrix is None:
+        what = "correlation matrix" if kind == "correlation" else "weight matrix"
+        return empty(f"No {what} for this group", group.get("unavailable") or "Nothing reads this group's activations.")
+    chooser = dmc.Select(id=Analysis.MATRIX, data=[{"value": m["id"], "label": m["title"]} for m in matrices],
+                         value=matrix["id"], searchable=len(matrices) > 8, allowDeselect=False, size="xs", w=320,
+                         persistence=False, **{"aria-label": "Matrix"}) if len(matrices) > 1 else None
+    return [html.Div(chooser, className="matrix-choice") if chooser else None, _panes(matrix, group, page)]
+
+
+def _panes(matrix: Json, group: Json, page: Json) -> Component:
+    orders = vm.order_names(group)
+    return html.Div([_pane(matrix, pane, orders, page) for pane in ("original", "reordered")], className="panes",
+                    **{"data-kind": matrix["kind"]})
+
+
+def _pane(matrix: Json, pane: str, orders: list[str], page: Json) -> Heatmap:
+    return Heatmap(id=f"heatmap-{pane}", src=f"/api/analyses/{page['id']}/matrices/{matrix['id']}", share=page.get("share"),
+                   kind=matrix["kind"], pane=pane, order=orders[0] if orders else "original", orders=orders,
+                   caption=f"{matrix['title']} \u00b7 {'original' if pane == 'original' else 'reordered'}")
+
+
+# ---------------------------------------------------------------- modules
+def _aside(group: Json) -> Component:
+    rows = vm.module_rows(group)
+    if not rows:
+        return html.Aside(empty("No modules", group.get("unavailable") or "No units of this group act together."),
+                          className="modules", **{"aria-label": "Modules"})
+    heads = [html.Th("Module", **{"data-sort": "1"}), html.Th("Units", **{"data-sort": "1"}),
+             html.Th("Coherence", title="Mean correlation of the module's units", **{"data-sort": "1"}),
+             html.Th("Stability", title="Agreement of the module between the two halves of the probe data",
+                     **{"data-sort": "1"})]
+    more = len(rows) - MOST_MODULES
+    return html.Aside([html.H3(["Modules ", html.Span(words.integer(len(rows)), className="quiet")]),
+                       html.Div(html.Table([html.Thead(html.Tr(heads)),
+                                            html.Tbody([_module(row, group) for row in rows[:MOST_MODULES]])]),
+                                className="module-table"),
+                       html.P(f"{more} smaller modules are not listed.", className="quiet") if more > 0 else None],
+                      className="modules", **{"aria-label": "Modules"})
+
+
+def _module(row: vm.ModuleRow, group: Json) -> html.Tr:
+    go = html.Button([html.I(className="dot", style={"background": module_colour(row.id)}), str(row.id)], type="button",
+                     className="module-go", title="Zoom the matrices to this module",
+                     **{"data-module": str(row.id), "data-group": group["name"]})
+    units = html.Details([html.Summary(words.integer(row.size), title="Show the units"),
+                          html.Div([html.Span(row.ranges), copy_button(", ".join(map(str, row.units)))],
+                                   className="module-units")])
+    return html.Tr([html.Td(go, **{"data-value": str(row.id)}), html.Td(units, **{"data-value": str(row.size)}),
+                    html.Td(words.number(row.coherence, 2), **{"data-value": str(row.coherence or 0)}),
+                    html.Td(words.number(row.stability, 2), **{"data-value": str(row.stability or 0)})])
+
+
+# ---------------------------------------------------------------- redundancy
+DIMENSIONS = {"participation_ratio": ("Participation ratio", "(Σλ)² / Σλ² of the correlation's eigenvalues"),
+              "spectral_edge": ("Above the noise", "eigenvalues beyond the Marchenko–Pastur edge"),
+              "variance_95": ("95 % of the variance", "leading eigenvalues that carry 95 % of it")}
+
+
+def _redundancy(group: Json) -> Any:
+    redundancy, dimension = group.get("redundancy") or {}, group.get("effective_dimension") or {}
+    if not redundancy and not dimension:
+        return empty("Redundancy is not known for this group", group.get("unavailable") or "No activations were read.")
+    dead, samples = group.get("dead") or [], words.integer(group.get("samples"))
+    shares = html.Div([
+        big(words.percent(redundancy.get("share")), "redundant units",
+            "share that the group's other units explain"),
+        big(words.number(redundancy.get("r2_median"), 2), "median R²", "of a unit, explained by the others"),
+        big(words.integer(len(dead)), "dead units",
+            [vm.compact_ranges(dead[:60]) + ("…" if len(dead) > 60 else ""), " ", copy_button(", ".join(map(str, dead)))]
+            if dead else "every unit varies over the probe data"),
+        big(samples, "samples", "rows × positions that the figures rest on")], className="bigs")
+    bars = [html.Tr([html.Th(title, scope="row", title=note), html.Td(words.number(dimension.get(key), 3)),
+                     html.Td(meter((dimension.get(key) or 0) / group["size"], f"{title} as a share of the units")),
+                     html.Td(f"of {words.integer(group['size'])}", className="quiet")])
+            for key, (title, note) in DIMENSIONS.items() if dimension.get(key) is not None]
+    return [shares, html.H3("Effective dimension"),
+            html.P("How many independent directions the units span, by three measures.", className="quiet"),
+            html.Table(html.Tbody(bars), className="dimension")]
+
+
+# ---------------------------------------------------------------- orders
+def _orders(group: Json) -> Any:
+    rows = vm.score_rows(group)
+    if not rows:
+        return empty("No orders were computed for this group", group.get("unavailable"))
+    best = vm.best_scores(rows)
+    head = html.Tr([html.Th("Order", rowSpan=2), *[html.Th([name, html.Span(sense)], colSpan=2)
+                                                  for name, sense in vm.SCORES.values()]])
+    sub = html.Tr([html.Th(text) for _ in vm.SCORES for text in ("in sample", "held out")])
+    body = [html.Tr([html.Th(vm.ORDER_WORDS.get(name, name), scope="row"),
+                     *[cell for i, pair in enumerate(cells) for cell in _score(pair, best[i] == name)]])
+            for name, cells in rows]
+    return [html.P("Scores of the correlation matrix in each order. Held-out figures are of the half of the probe data "
+                   "that the order was not made from; the best is marked.", className="quiet"),
+            html.Table([html.Thead([head, sub]), html.Tbody(body)], className="scores")]
+
+
+def _score(pair: tuple[float | None, float | None], best: bool) -> list[html.Td]:
+    return [html.Td(words.number(pair[0])), html.Td(words.number(pair[1]), className="best" if best else None)]
+
+
+def summary_facts(group: Json) -> Component:
+    """Return the places of a group, for the details drawer."""
+    return facts([(f"{place['tensor']}", f"axis {place['axis']}") for place in group.get("places") or []])

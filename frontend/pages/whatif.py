@@ -1,0 +1,70 @@
+"""The pruning what-if of one group: slider, curve, numbers, and measuring a point on a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import dash_mantine_components as dmc
+from dash import dcc, html
+
+from frontend import view_models as vm
+from frontend import words
+from frontend.components import JobStream
+from frontend.figures import whatif_curve
+from frontend.ids import WhatIf
+from frontend.widgets import big, button, empty
+
+Json = Mapping[str, Any]
+
+
+def panel(group: Json, baseline: Json, page: Json) -> Any:
+    """Return the what-if of a group, or why there is none."""
+    reason = vm.whatif_reason(group)
+    if reason:
+        return empty("No pruning what-if", reason)
+    keep = min(group["size"], max(1, int(page.get("keep") or vm.suggested_keep(group))))
+    measure = None if page.get("read_only") else html.Div(
+        [button("Measure this", WhatIf.MEASURE), html.Div(id=WhatIf.STATE, className="quiet", role="status")],
+        className="measure")
+    return html.Div([
+        dcc.Graph(id=WhatIf.CURVE, figure=whatif_curve(group, baseline, keep), config={"displayModeBar": False},
+                  style={"height": "340px"}, className="curve"),
+        html.Label("Units kept", htmlFor=str(WhatIf.KEEP), className="slider-label"),
+        dmc.Slider(id=WhatIf.KEEP, value=keep, min=1, max=group["size"], step=1, updatemode="drag", size="sm", mb=28,
+                   marks=[{"value": at, "label": words.integer(at)} for at in _marks(group["size"])]),
+        html.Div(numbers(group, baseline, keep), id=WhatIf.NUMBERS), measure,
+        JobStream(id=WhatIf.STREAM), html.P(_how(group, baseline), className="quiet how")], className="whatif")
+
+
+def _marks(size: int) -> list[int]:
+    return sorted({1, *(max(1, round(size * share)) for share in (0.25, 0.5, 0.75, 1))})
+
+
+def numbers(group: Json, baseline: Json, keep: int) -> html.Div:
+    """Return the figures of keeping `keep` units: parameters, predicted loss, and what was measured there."""
+    known = vm.keep_numbers(group, keep)
+    loss = vm.LOSS_WORDS.get(baseline.get("loss_kind") or "", "loss")
+    point = known.measured or {}
+    cells = [big(f"{words.integer(keep)} of {words.integer(known.total)}", "units kept",
+                 f"{words.percent(1 - keep / known.total, 0)} removed"),
+             big(words.compact(known.parameters), "parameters left", "in the whole model"),
+             big(words.number(known.predicted), f"predicted {loss}", _against(baseline)),
+             big(words.number(point.get("loss")) if point else words.NONE, f"measured {loss}",
+                 f"on {words.integer(point.get('rows'))} rows" if point else "not measured at this number")]
+    if baseline.get("accuracy") is not None:
+        cells.append(big(words.percent(point.get("accuracy")) if point else words.NONE, "measured accuracy",
+                         f"{words.percent(baseline['accuracy'])} unpruned"))
+    return html.Div(cells, className="bigs")
+
+
+def _against(baseline: Json) -> str:
+    return f"{words.number(baseline['loss'])} unpruned" if baseline.get("loss") is not None else ""
+
+
+def _how(group: Json, baseline: Json) -> str:
+    points = (group.get("whatif") or {}).get("measured") or []
+    rows = words.integer(points[0].get("rows")) if points else words.integer(baseline.get("rows"))
+    return ("Predicted from the covariance of the units' activations: the least useful units are removed first, and the "
+            "weights that read the others are refitted by least squares, without retraining. Measured points prune the "
+            f"model in this way and run it on {rows} probe rows. The dotted line is the unpruned model.")
