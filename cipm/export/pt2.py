@@ -27,10 +27,9 @@ def write(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], source: P
     """
     origin = checkpoint.origin
     module = to_module(checkpoint.graph, tensors, checkpoint.constants, buffers=set(origin["buffers"]))
-    _restore_structure(module, origin["outputs"])
     _attach(module, checkpoint, tensors)
     samples = {i.name: _sample(i, origin["samples"][i.name]) for i in checkpoint.graph.inputs}
-    program = export_program(module, samples, args=tuple(origin["args"]))
+    program = export_program(_Structured(module, origin["outputs"]), samples, args=tuple(origin["args"]))
     _forget_traces(program)
     extra = {"cipm.json": record} if record is not None else {}
     logging.getLogger("torch.export").setLevel(logging.ERROR)
@@ -48,16 +47,23 @@ def _sample(item: Input, saved: Mapping[str, Any]) -> Sample:
     return Sample(tuple(saved["shape"]), item.dtype, dynamic)
 
 
-def _restore_structure(module: torch.fx.GraphModule, structure: Any) -> None:
-    """Make the module return its flat outputs in this structure (fx itself would return immutable collections)."""
-    flat = type(module).forward  # every GraphModule has a class of its own
+class _Structured(torch.nn.Module):
+    """The graph module with its flat outputs in their structure (fx itself would return immutable collections).
 
-    @functools.wraps(flat)
-    def forward(self: torch.nn.Module, *args: torch.Tensor, **kwargs: torch.Tensor) -> Any:
-        results = flat(self, *args, **kwargs)
-        return _nest(structure, iter(results if isinstance(results, (tuple, list)) else (results,)))
+    It shares the module's own tables of parameters, buffers and children, so that every name stays as it is.
+    """
 
-    type(module).forward = forward
+    def __init__(self, module: torch.fx.GraphModule, structure: Any):
+        super().__init__()
+        for table in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            self.__dict__[table] = module.__dict__[table]
+
+        @functools.wraps(module.forward)
+        def forward(*args: torch.Tensor, **kwargs: torch.Tensor) -> Any:
+            results = module.forward(*args, **kwargs)
+            return _nest(structure, iter(results if isinstance(results, (tuple, list)) else (results,)))
+
+        self.__dict__["forward"] = forward
 
 
 def _nest(structure: Any, values: Iterator[Any]) -> Any:
