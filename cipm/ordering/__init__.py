@@ -1,7 +1,8 @@
 """Orders of the units of a group, and their scores. Convention: order[i] is the old index at new place i."""
 
+from cipm.ordering.canonical import Canonical, canonical_orders
 from cipm.ordering.scores import Scores, scores, within_blocks
 from cipm.ordering.simple import by_module, nodesort
 from cipm.ordering.seriation import seriate, spectral
 
-__all__ = ["Scores", "by_module", "nodesort", "scores", "seriate", "spectral", "within_blocks"]
+__all__ = ["Canonical", "Scores", "by_module", "canonical_orders", "nodesort", "scores", "seriate", "spectral", "within_blocks"]

@@ -9,6 +9,7 @@ import numpy as np
 from scipy import linalg
 
 from cipm.errors import InputError
+from cipm.pruning.ridge import ridged_factor
 
 BLOCK = 64  # removals between two updates of the full matrices
 ENOUGH = 2  # samples per unit from which the covariance is taken as it is
@@ -102,12 +103,10 @@ class _Tap:
 
     @classmethod
     def start(cls, covariance: np.ndarray, gram: np.ndarray, ridge: float) -> _Tap:
-        c = np.array(covariance, dtype=np.float64)
-        level = float(np.trace(c)) / max(len(c), 1)
-        c[np.diag_indices(len(c))] += ridge * level if level > 0 else 1.0
-        factor = linalg.cho_factor(c, lower=True, overwrite_a=True, check_finite=False)
-        return cls.of(linalg.cho_solve(factor, np.eye(len(c)), overwrite_b=True, check_finite=False),
-                      np.array(gram, dtype=np.float64))
+        n = len(covariance)
+        factor, _ = ridged_factor(covariance, ridge, float(np.trace(covariance)) / max(n, 1))
+        precision = linalg.cho_solve(factor, np.eye(n), overwrite_b=True, check_finite=False)
+        return cls.of(precision, np.array(gram, dtype=np.float64))
 
     @classmethod
     def of(cls, precision: np.ndarray, gram: np.ndarray) -> _Tap:

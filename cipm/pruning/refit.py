@@ -8,6 +8,7 @@ import numpy as np
 from scipy import linalg
 
 from cipm.errors import OptionError
+from cipm.pruning.ridge import ridged_factor
 
 
 def reconstruction(covariance: np.ndarray, mean: np.ndarray, kept: np.ndarray, *,
@@ -26,9 +27,8 @@ def reconstruction(covariance: np.ndarray, mean: np.ndarray, kept: np.ndarray, *
     level = float(np.trace(covariance)) / max(n, 1)
     if level <= 0 or not kept.size:
         return np.zeros((removed.size, kept.size)), np.asarray(mean, dtype=np.float64)[removed]
-    inner = np.array(covariance[np.ix_(kept, kept)], dtype=np.float64)
-    inner[np.diag_indices(kept.size)] += max(ridge, 1e-12) * level
-    weights = linalg.solve(inner, covariance[np.ix_(kept, removed)], assume_a="pos", check_finite=False).T
+    factor, _ = ridged_factor(covariance[np.ix_(kept, kept)], ridge, level)
+    weights = linalg.cho_solve(factor, covariance[np.ix_(kept, removed)], check_finite=False).T
     return weights, mean[removed] - weights @ mean[kept]
 
 

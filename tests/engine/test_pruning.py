@@ -89,6 +89,14 @@ def test_fewer_samples_than_units_is_said_and_stays_finite():
     assert "10 samples for 40 units" in curve.notes[0]
 
 
+def test_ridge_grows_until_a_rounded_covariance_can_be_factored():
+    x, c, w = draw(20, 8, 5)
+    rounded = c - 1e-6 * np.trace(c) / 20 * np.eye(20)
+    curve = elimination_curve([rounded], [w.T @ w], samples=8, ridge=0)
+    assert np.isfinite(curve.cost).all()
+    assert np.isfinite(reconstruction(rounded, x.mean(axis=0), np.arange(15), ridge=0)[0]).all()
+
+
 def test_all_dead_costs_nothing():
     curve = elimination_curve([np.zeros((4, 4))], [np.zeros((4, 4))], samples=100)
     assert curve.removal_order.tolist() == [0, 1, 2, 3] and (curve.cost == 0).all()
