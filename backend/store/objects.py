@@ -86,6 +86,8 @@ class ObjectStore:
         Raises CorruptFile on anything but plain files and folders: a link could lead to a file of the host.
         """
         files: dict[str, dict[str, int]] = {}
+        if not stat.S_ISDIR(os.stat(folder, follow_symlinks=False).st_mode):
+            raise CorruptFile("A stage named something that is not a folder.", where=repr(folder.name))
         for name, file in _plain_files(folder):
             if len(files) >= MAX_FILES:
                 raise LimitExceeded(f"A stage wrote more than {MAX_FILES:,} files.")

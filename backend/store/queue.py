@@ -33,7 +33,7 @@ class Broker:
 
 def make_celery(settings: Settings) -> Celery:
     """Return a Celery application on the broker of these settings: JSON only, early ack, no result backend."""
-    app = Celery("cipm", broker=settings.broker_url or "filesystem://", set_as_current=False)
+    app = Celery("cipm", broker=settings.broker_url or "filesystem://localhost", set_as_current=False)
     app.conf.update(
         accept_content=["json"], task_serializer="json", task_ignore_result=True, result_backend=None,
         task_acks_late=False, worker_prefetch_multiplier=1, worker_enable_remote_control=False,

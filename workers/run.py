@@ -1,0 +1,169 @@
+"""One claimed job, from its row to its end: files in, the engine in its jail, artefacts and result out."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from backend.store import Analysis, Job, Store, artefacts, jobs, uploads
+from backend.store.jobs import Lease, LeaseLost
+from cipm.errors import Cancelled, CipmError, JailError
+from cipm.jail import Limits, Spare
+from cipm.jail import run as run_jailed
+from workers.keeper import Keeper
+from workers.progress import Progress
+
+log = logging.getLogger(__name__)
+STATES = ("started", "done", "cached")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What runs in the jail: its entry, and the pure function that knows every stage's address beforehand.
+
+    `addresses(kind, model_sha256, probe_sha256, options, request)` returns {stage: address} in the order they run.
+    `also` names trusted entries outside `cipm`, as `cipm.jail.run` has it.
+    """
+
+    entry: str
+    addresses: Callable[..., dict[str, str]]
+    also: Mapping[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where a worker works: the store, the engine, its own folder, its limits, and whether it is to stop."""
+
+    store: Store
+    engine: Engine
+    folder: Path
+    limits: Limits
+    gpu: bool
+    stopping: Callable[[], bool]
+
+    def spare(self) -> Spare:
+        """Return a child that imports the engine meanwhile, for the next job."""
+        return Spare(self.engine.entry, threads=self.limits.threads, cuda=self.gpu, also=self.engine.also)
+
+
+def run_claimed(bench: Bench, lease: Lease, spare: Spare | None = None) -> None:
+    """Run the job of this lease and write how it ended; its scratch folder never stays."""
+    scratch = bench.folder / lease.owner.rpartition(":")[2]
+    scratch.mkdir(mode=0o700)
+    log.info("Job %s, attempt %d.", lease.job_id, lease.attempt)
+    try:
+        with Keeper(bench.store, lease) as keeper:
+            _end(bench, lease, keeper, lambda: _work(bench, lease, keeper, scratch, spare))
+    except LeaseLost:
+        log.warning("Job %s went to another worker.", lease.job_id)
+    except SQLAlchemyError:
+        log.exception("The end of job %s could not be written; its lease will run out.", lease.job_id)
+    finally:
+        if spare is not None:
+            spare.close()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _end(bench: Bench, lease: Lease, keeper: Keeper, work: Callable[[], dict[str, Any]]) -> None:
+    """Do the work and write its end to the row."""
+    try:
+        jobs.finish(bench.store, lease, work())
+    except Cancelled:
+        if keeper.lost:
+            raise LeaseLost(lease.job_id) from None
+        (jobs.cancelled if keeper.cancelled else jobs.release)(bench.store, lease)
+    except CipmError as error:
+        jobs.fail(bench.store, lease, error)
+    except (LeaseLost, SQLAlchemyError):
+        raise
+    except Exception:  # our bug: the person is told so, the log has the rest, and the worker lives on
+        log.exception("Job %s failed by a bug of ours.", lease.job_id)
+        jobs.fail(bench.store, lease, CipmError("The job failed by a mistake of this program, not of your files.",
+                                                fix="Please report it; the server's log has the details."))
+
+
+def _work(bench: Bench, lease: Lease, keeper: Keeper, scratch: Path, spare: Spare | None) -> dict[str, Any]:
+    """Run the engine on the job's files and return its result."""
+    with bench.store.read() as session:
+        job = session.get_one(Job, lease.job_id)
+        analysis = session.get_one(Analysis, job.analysis_id)
+    addresses = bench.engine.addresses(job.kind, analysis.model_sha256, analysis.probe_sha256, analysis.options,
+                                       job.request)
+    artefacts.use(bench.store, job.id, addresses)
+    done = _finished(bench.store, addresses, scratch)
+    request = _request(bench, job, analysis, scratch, done)
+    events = _events(bench.store, lease, addresses, set(done), scratch / "work")
+    files = [Path(request[name]) for name in ("model", "probe") if request[name]]
+    return run_jailed(
+        bench.engine.entry, request, readable=[*files, *map(Path, done.values())], scratch=scratch / "work",
+        limits=bench.limits, on_event=events, cuda=bench.gpu, spare=spare, also=bench.engine.also,
+        should_stop=lambda: keeper.cancelled or keeper.lost or bench.stopping())
+
+
+def _finished(store: Store, addresses: Mapping[str, str], scratch: Path) -> dict[str, str]:
+    """Return the folders of the stages whose artefacts stand, so that they are not run again."""
+    standing = artefacts.find(store, addresses.values())
+    return {stage: str(artefacts.folder(store, standing[address], scratch / "done" / stage))
+            for stage, address in addresses.items() if address in standing}
+
+
+def _request(bench: Bench, job: Job, analysis: Analysis, scratch: Path, done: dict[str, str]) -> dict[str, Any]:
+    """Return what the engine is asked: the job's own request, and the files by path."""
+    objects = bench.store.objects
+    model = objects.fetch_file(uploads.content_key(analysis.model_sha256), scratch / "model")
+    probe = (objects.fetch_file(uploads.content_key(analysis.probe_sha256), scratch / "probe")
+             if analysis.probe_sha256 else None)
+    return job.request | {
+        "kind": job.kind, "model": str(model), "probe": str(probe) if probe else None, "options": analysis.options,
+        "model_name": analysis.model_name, "probe_name": analysis.probe_name, "done": done}
+
+
+def _events(store: Store, lease: Lease, addresses: Mapping[str, str], done: set[str],
+            scratch: Path) -> Callable[[dict[str, Any]], None]:
+    """Return the listener that keeps every finished stage at once and writes progress.
+
+    What it hears comes from a process that may be hostile: a stage is one of ours, and its folder lies in the scratch.
+    """
+    with store.read() as session:
+        typical = artefacts.typical_seconds(session, addresses)
+    stages = [{"name": name, "state": "cached" if name in done else "waiting", "seconds": None, "address": address}
+              for name, address in addresses.items()]
+    progress = Progress(stages, typical, lambda values: jobs.report(store, lease, **values))
+
+    def listen(event: dict[str, Any]) -> None:
+        name, state = event.get("stage"), event.get("state")
+        if name not in addresses:
+            raise JailError("The job spoke of a stage that is not its own and was stopped.")
+        if event.get("event") == "progress":
+            progress.moved(_number(event.get("done")), _number(event.get("total")))
+        elif event.get("event") != "stage" or state not in STATES:
+            raise JailError("The job sent an event that is not one of ours and was stopped.")
+        elif state == "started":
+            progress.started(name)
+        elif state == "cached":
+            progress.ended(name, "cached")
+        else:
+            folder = _own_folder(scratch, event.get("folder"))
+            seconds = progress.elapsed()
+            artefacts.record(store, addresses[name], name, folder, seconds)
+            progress.ended(name, "done", seconds)
+
+    return listen
+
+
+def _own_folder(scratch: Path, named: Any) -> Path:
+    """Return the folder a stage names. Only one straight below the scratch, where nothing can lead elsewhere."""
+    folder = Path(str(named))
+    if folder.name in ("", ".", "..") or folder.parent not in (scratch, Path(".")) or not folder.is_dir():
+        raise JailError("The job named a folder that is not its own and was stopped.")
+    return scratch / folder.name
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
