@@ -1,0 +1,52 @@
+"""Stages `open`, `discover` and `probe`: the files of the user become values, and the symmetry is proved."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from cipm.errors import ProbeError
+from cipm.load import load
+from cipm.load.probe import Probe, open_probe
+from cipm.pipeline.context import Context, batches, write_checkpoint, write_probe
+from cipm.symmetry import discover_groups, index_limits, prove
+from cipm.trace import run
+
+
+def open_model(context: Context, folder: Path) -> None:
+    """Read the model file into the one graph."""
+    checkpoint = load(Path(context.request["model"]))
+    write_checkpoint(checkpoint, folder)
+    context.kept["checkpoint"] = checkpoint
+
+
+def discover(context: Context, folder: Path) -> None:
+    """Find the symmetry groups and prove them in float64."""
+    options = context.options
+    found = discover_groups(context.checkpoint, seed=options.seed)
+    symmetry = prove(context.checkpoint, found, draws=options.proof_draws, seed=options.seed)
+    (folder / "symmetry.json").write_text(json.dumps(symmetry.to_json()))
+    context.kept["symmetry"] = symmetry
+
+
+def read_probe_file(context: Context, folder: Path) -> None:
+    """Read the probe file, fit it to the model's inputs, and try one batch."""
+    checkpoint, options = context.checkpoint, context.options
+    probe = open_probe(Path(context.request["probe"]), checkpoint.graph.inputs, max_rows=options.max_rows)
+    _check_indices(probe, index_limits(checkpoint))
+    first = next(batches(probe, checkpoint, min(options.batch_rows, 8)), None)
+    if first is None:
+        size = checkpoint.graph.inputs[0].shape[0]
+        raise ProbeError(f"The model takes batches of exactly {size} rows, and the probe has {probe.used_rows}.",
+                         fix="Give more rows, or export the model with a dynamic batch dimension.")
+    run(checkpoint.graph, checkpoint.tensors, checkpoint.constants, first)
+    write_probe(probe, folder)
+    context.kept["probe"] = probe
+
+
+def _check_indices(probe: Probe, limits: dict[str, int]) -> None:
+    for name, rows in limits.items():
+        values = probe.inputs[name]
+        if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < rows:
+            raise ProbeError(f"Input {name!r} holds indices from {int(values.min())} to {int(values.max())}, and the model "
+                             f"knows only 0 to {rows - 1}.", where=name)

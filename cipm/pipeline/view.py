@@ -1,0 +1,152 @@
+"""Stage `view`: what the dashboard reads — report.json, the matrices, and the index vectors of every order."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cipm.options import ORDERS
+from cipm.permutation import Permutation, compose
+from cipm.pipeline.context import Context
+from cipm.symmetry import Place, SymmetryGroup
+from cipm.views.artefact import AxisMeta, write_index, write_matrix, write_strip
+
+SCHEMA_VERSION = 1
+LARGEST_MATRIX = 1 << 27
+"""Entries of the largest weight matrix that is drawn (512 MB as float32)."""
+
+
+def view(context: Context, folder: Path) -> None:
+    """Write everything that is looked at."""
+    orders = read_orders(context)
+    matrices = [*_weights(context, folder, orders), *_correlations(context, folder, orders)]
+    organized = context.read("organize", "organize.json")
+    for group in context.symmetry.groups:
+        if group.name in organized:
+            write_strip(folder, group.name, organized[group.name]["labels"])
+    (folder / "orders.json").write_text(json.dumps(["original", *(name for name in ORDERS if name in orders)]))
+    (folder / "report.json").write_text(json.dumps(report(context, matrices, organized), allow_nan=False))
+
+
+def read_orders(context: Context) -> dict[str, dict[str, Permutation]]:
+    """Return {order name: {group: permutation}} of everything `organize` found."""
+    found: dict[str, dict[str, Permutation]] = {}
+    for path in sorted((context.folders["organize"] / "orders").glob("*/*.npy")):
+        found.setdefault(path.stem, {})[path.parent.name] = Permutation(np.load(path, allow_pickle=False))
+    return found
+
+
+def _weights(context: Context, folder: Path, orders: Mapping[str, dict[str, Permutation]]) -> Iterator[dict[str, Any]]:
+    """Write every stored matrix that a group stands on, flattened to [axis 0, the rest]."""
+    plans = {name: context.symmetry.plan(chosen) for name, chosen in orders.items()}
+    placed: dict[str, list[tuple[SymmetryGroup, Place]]] = {}
+    for group in context.symmetry.groups:
+        for place in group.places:
+            placed.setdefault(place.tensor, []).append((group, place))
+    for number, (key, here) in enumerate(placed.items()):
+        tensor = context.checkpoint.tensors[key]
+        if tensor.ndim < 2 or tensor.numel() > LARGEST_MATRIX or not tensor.is_floating_point():
+            continue
+        name = f"w{number}-{re.sub(r'[^A-Za-z0-9._-]', '_', key)}"
+        matrix = tensor.to(torch.float32).reshape(tensor.shape[0], -1).numpy()
+        axes = [_axis(key, axis, tensor.shape[axis], here) for axis in (0, 1)]
+        tail = matrix.shape[1] // tensor.shape[1]
+        cols = AxisMeta(axes[1].axis, None if axes[1].ids is None and tail == 1 else
+                        np.repeat(_ids(axes[1], tensor.shape[1]), tail), axes[1].blocks)
+        write_matrix(folder, name, matrix, title=key, rows=axes[0], cols=cols)
+        for order, plan in plans.items():
+            rows, columns = (_order(plan.axes, key, axis, tensor.shape[axis]) for axis in (0, 1))
+            write_index(folder, order, name, rows, (columns[:, None] * tail + np.arange(tail)).ravel())
+        yield {"id": name, "title": key, "tensor": key, "kind": "weight", "shape": list(matrix.shape),
+               "groups": {side: [g.name for g, p in here if p.axis == axis] for axis, side in enumerate(("rows", "cols"))}}
+
+
+def _correlations(context: Context, folder: Path, orders: Mapping[str, dict[str, Permutation]]) -> Iterator[dict[str, Any]]:
+    for number, group in enumerate(context.symmetry.groups):
+        path = context.folders["organize"] / "correlation" / f"{group.name}.npy"
+        if not path.exists():
+            continue
+        name, axis = f"c{number}-{group.name}", AxisMeta(group.name, None, group.blocks)
+        write_matrix(folder, name, np.load(path, allow_pickle=False), title=f"correlation of {group.name}", rows=axis, cols=axis)
+        for order, chosen in orders.items():
+            index = own_order(context, group, chosen)
+            write_index(folder, order, name, index, index)
+        yield {"id": name, "title": f"correlation of {group.name}", "tensor": None, "kind": "correlation",
+               "shape": [group.size, group.size], "groups": {"rows": [group.name], "cols": [group.name]}}
+
+
+def own_order(context: Context, group: SymmetryGroup, chosen: Mapping[str, Permutation]) -> np.ndarray:
+    """Return the order of a group's own units where its parent, which carries them in blocks, moves as well."""
+    units = np.arange(group.size)
+    moves = [(("", 0), group.size, units[:, None], chosen[group.name])] if group.name in chosen else []
+    if group.parent in chosen and len(chosen[group.parent]) == group.blocks:
+        moves.append((("", 0), group.size, units.reshape(group.blocks, -1), chosen[group.parent]))
+    return next((p.order for p in compose(moves).values()), units)
+
+
+def _axis(key: str, axis: int, length: int, here: list[tuple[SymmetryGroup, Place]]) -> AxisMeta:
+    """Name an axis after the innermost group that stands on all of it."""
+    for group, place in here:
+        if place.axis == axis and place.index.size == length:
+            ids = np.empty(length, np.int64)
+            ids[place.index] = np.arange(group.size)[:, None]
+            plain = np.array_equal(ids, np.arange(length))
+            return AxisMeta(group.name, None if plain else ids, group.blocks)
+    return AxisMeta(f"{key}:{axis}")
+
+
+def _ids(axis: AxisMeta, length: int) -> np.ndarray:
+    return np.arange(length) if axis.ids is None else np.asarray(axis.ids)
+
+
+def _order(axes: Mapping[tuple[str, int], Permutation], key: str, axis: int, length: int) -> np.ndarray:
+    return axes[key, axis].order if (key, axis) in axes else np.arange(length)
+
+
+def report(context: Context, matrices: list[dict[str, Any]], organized: Mapping[str, Any]) -> dict[str, Any]:
+    """Return report.json as docs/design.md describes it."""
+    checkpoint, symmetry, probe = context.checkpoint, context.symmetry, context.probe
+    shown = symmetry.to_json()
+    whatif = context.read("whatif", "whatif.json")
+    return {
+        "schema_version": SCHEMA_VERSION, "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"cipm": version("cipm"), "torch": str(torch.__version__), "python": platform.python_version()},
+        "hashes": {"model": checkpoint.sha256, "probe": context.request.get("probe_sha256"),
+                   "stages": dict(context.request.get("addresses", {}))},
+        "model": {"format": checkpoint.format, "sha256": checkpoint.sha256, "parameters": checkpoint.parameters,
+                  "tensors": len(checkpoint.tensors), "name": context.request.get("model_name")},
+        "probe": {"rows": probe.rows, "used_rows": probe.used_rows, "labels": probe.labels is not None,
+                  "inputs": [{"name": n, "shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")}
+                             for n, t in probe.inputs.items()],
+                  "notes": list(probe.notes), "name": context.request.get("probe_name")},
+        "options": context.options.model_dump(),
+        **{name: shown[name] for name in ("log10_equivalents", "movable_share", "certificate", "pins", "notes")},
+        "timings": dict(context.kept.get("timings", {})),
+        "baseline": whatif["baseline"], "matrices": matrices,
+        "groups": [_group(group, matrices, organized.get(group.name), whatif["groups"].get(group.name))
+                   for group in symmetry.groups],
+    }
+
+
+def _group(group: SymmetryGroup, matrices: list[dict[str, Any]], organized: Mapping[str, Any] | None,
+           whatif: Mapping[str, Any] | None) -> dict[str, Any]:
+    seen = organized or {"unavailable": "The group is not proved.", "modules": []}
+    mine = [m["id"] for m in matrices if group.name in (*m["groups"]["rows"], *m["groups"]["cols"])]
+    return {"name": group.name, "kind": group.kind, "size": group.size, "blocks": group.blocks, "parent": group.parent,
+            "places": [{"tensor": p.tensor, "axis": p.axis} for p in group.places],
+            "taps": [{"value": t.value, "axis": t.axis, "consumers": [list(c) for c in t.consumers]} for t in group.taps],
+            "proved": group.proved, "log10_members": group.log10_members, "matrices": mine,
+            "similarity": seen.get("similarity"), "samples": seen.get("samples"), "rows": seen.get("rows"),
+            "dead": seen.get("dead", []), "modules": seen["modules"], "partition": seen.get("partition"),
+            "orders": seen.get("scores", {}), "effective_dimension": seen.get("effective_dimension"),
+            "redundancy": seen.get("redundancy"), "canonical_ties": seen.get("canonical_ties", 0),
+            "whatif": whatif, "unavailable": seen.get("unavailable")}

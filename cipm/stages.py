@@ -1,0 +1,66 @@
+"""Names, versions and content addresses of the stages. Free of torch, so that the parent of a jailed job can use it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cipm.errors import OptionError
+from cipm.options import parse_options
+
+MODEL, PROBE = "model file", "probe file"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: its version (raise it when what it writes changes), what it reads, and the options and request
+    fields that its result depends on."""
+
+    version: int
+    reads: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    request: tuple[str, ...] = ()
+
+
+STAGES: dict[str, Stage] = {
+    "open": Stage(1, (MODEL,)),
+    "discover": Stage(1, ("open",), ("seed", "proof_draws")),
+    "probe": Stage(1, (PROBE, "open"), ("max_rows",)),
+    "collect": Stage(1, ("open", "discover", "probe"), ("batch_rows", "positions", "max_width", "device")),
+    "organize": Stage(1, ("open", "discover", "collect"), ("resolution", "seed")),
+    "whatif": Stage(1, ("open", "discover", "probe", "collect"),
+                    ("measured_points", "measured_rows", "batch_rows", "device")),
+    "view": Stage(1, ("open", "discover", "probe", "collect", "organize", "whatif")),
+    "measure": Stage(1, ("open", "discover", "probe", "collect", "whatif"), ("measured_rows", "batch_rows", "device"),
+                     ("group", "keep")),
+    "export": Stage(1, (MODEL, "open", "discover", "organize"), (), ("order",)),
+}
+
+CHAINS: dict[str, tuple[str, ...]] = {
+    "inspect": ("open", "discover"),
+    "analyze": ("open", "discover", "probe", "collect", "organize", "whatif", "view"),
+    "measure": ("open", "discover", "probe", "collect", "whatif", "measure"),
+    "export": ("open", "discover", "probe", "collect", "organize", "export"),
+}
+
+
+def stage_addresses(kind: str, model_sha256: str, probe_sha256: str | None, options: Mapping[str, Any] | None,
+                    request: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Return {stage: address} for a kind of job, in the order the stages run.
+
+    An address is the sha256 of the stage's name and version, the addresses of what it reads, and the options and
+    request fields it reads. Equal addresses ⇒ equal artefacts. Raises OptionError for bad options or an unknown kind.
+    """
+    if kind not in CHAINS:
+        raise OptionError(f"There is no job {kind!r}; jobs are {', '.join(CHAINS)}.")
+    values = parse_options(dict(options or {})).model_dump()
+    known: dict[str, str] = {MODEL: model_sha256, PROBE: probe_sha256 or ""}
+    for name in CHAINS[kind]:
+        stage = STAGES[name]
+        content = [name, stage.version, [known[part] for part in stage.reads], [values[o] for o in stage.options],
+                   [(request or {}).get(field) for field in stage.request]]
+        known[name] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return {name: known[name] for name in CHAINS[kind]}
