@@ -57,10 +57,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Open the store (migrations run, the owner is there), start the worker; end both in reverse."""
     settings: Settings = app.state.settings
     app.state.store = await run_in_threadpool(open_store, settings)
-    worker = EmbeddedWorker(settings)
+    app.state.worker = worker = EmbeddedWorker(settings)
     if settings.embedded_worker:
         worker.start()
-    app.state.worker = worker
     try:
         yield
     finally:
