@@ -94,7 +94,7 @@ def _convert(values: np.ndarray, column: Column, spec: Input, rows: np.ndarray) 
 
 def _to_floats(values: np.ndarray, column: Column, spec: Input, rows: np.ndarray) -> np.ndarray:
     most = torch.finfo(spec.dtype).max
-    if most < np.finfo(values.dtype).max and (beyond := np.abs(values) > most).any():
+    if most < float(np.finfo(values.dtype).max) and (beyond := np.abs(values) > most).any():
         row = int(np.argwhere(beyond)[0][0])
         raise ProbeError(f"The probe's {column.name!r} has a value beyond {most:.3g} in row {rows[row]}, the most that "
                          f"the model's {str(spec.dtype).removeprefix('torch.')} holds.", where=column.name)

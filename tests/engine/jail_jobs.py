@@ -21,9 +21,12 @@ from cipm.errors import ProbeError
 def attempt(request, scratch, emit):
     """Try one thing by name and return what came of it."""
     try:
-        return {"did": repr(ATTEMPTS[request["what"]](request, scratch))}
+        done = ATTEMPTS[request["what"]](request, scratch)
     except OSError as error:
         return {"refused": type(error).__name__}
+    for end in done if isinstance(done, tuple) else (done,):
+        getattr(end, "close", str)()
+    return {"did": repr(done)}
 
 
 def _set_owner(request, scratch):
@@ -63,7 +66,7 @@ ATTEMPTS = {
     "file through /proc/self/root": lambda r, s: Path("/proc/self/root" + r["path"]).read_text(),
     "list": lambda r, s: os.listdir(r["path"]),
     "write": lambda r, s: Path(r["path"]).write_text("was here"),
-    "append": lambda r, s: os.open(r["path"], os.O_WRONLY | os.O_APPEND),
+    "append": lambda r, s: open(r["path"], "a"),
     "empty by opening": lambda r, s: os.open(r["path"], os.O_RDONLY | os.O_TRUNC),
     "truncate": lambda r, s: os.truncate(r["path"], 0),
     "delete": lambda r, s: os.unlink(r["path"]),
@@ -101,7 +104,7 @@ ATTEMPTS = {
     "clone3": lambda r, s: _system_call(435, ctypes.create_string_buffer(88), 88),
     "keyring": lambda r, s: _system_call(250, 0, -3, 0),
     "more memory": lambda r, s: resource.setrlimit(resource.RLIMIT_DATA, (1 << 40, 1 << 40)),
-    "memory file": lambda r, s: os.memfd_create("hidden"),
+    "memory file": lambda r, s: os.close(os.memfd_create("hidden")),
 }
 
 
