@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from backend.settings import Settings
 
 log = logging.getLogger(__name__)
-COMMAND = (sys.executable, "-m", "workers")
+COMMAND = (sys.executable, "-m", "workers", "--with-parent")
 STOP_SECONDS = 8.0
 HEALTHY_SECONDS = 20.0
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
@@ -60,7 +60,7 @@ class EmbeddedWorker:
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CIPM_")}
-        environment |= self.settings.environment() | {"CIPM_WORKER_STDIN": "watch"}
+        environment |= self.settings.environment()
         # A session of its own: Ctrl-C in the terminal reaches the server alone, which then ends the worker in order.
         return await asyncio.create_subprocess_exec(*self.command, env=environment, stdin=asyncio.subprocess.PIPE,
                                                     start_new_session=True)
