@@ -2,7 +2,8 @@
 
 from cipm.ordering.canonical import Canonical, canonical_orders
 from cipm.ordering.scores import Scores, scores, within_blocks
-from cipm.ordering.simple import by_module, nodesort
 from cipm.ordering.seriation import seriate, spectral
+from cipm.ordering.simple import by_module, nodesort
 
-__all__ = ["Canonical", "Scores", "by_module", "canonical_orders", "nodesort", "scores", "seriate", "spectral", "within_blocks"]
+__all__ = ["Canonical", "Scores", "by_module", "canonical_orders", "nodesort", "scores", "seriate", "spectral",
+           "within_blocks"]

@@ -95,7 +95,7 @@ class Covariance:
     def covariance(self) -> np.ndarray:
         """Return the covariance [units, units] float64, divided by samples − 1; exact zeros for dead units."""
         self._need_two()
-        full = _mirror(self.scatter)
+        full = _mirror_in_place(np.tril(self.scatter))
         full /= self.samples - 1
         full[self.dead] = 0
         full[:, self.dead] = 0
@@ -104,7 +104,7 @@ class Covariance:
     def correlation(self) -> np.ndarray:
         """Return the Pearson correlation [units, units] float64; dead units get 0, and 1 on the diagonal."""
         self._need_two()
-        return correlation_from_covariance(_mirror(self.scatter), self.dead, overwrite=True)
+        return correlation_from_covariance(self.scatter, self.dead)
 
     def state(self) -> dict[str, np.ndarray]:
         """Return the accumulator as named arrays, for storage; `from_state` gives it back."""
@@ -180,20 +180,22 @@ def correlation(batches: Iterable[Any]) -> np.ndarray:
     return reduce(Covariance.update, blocks, start).correlation()
 
 
-def correlation_from_covariance(covariance: np.ndarray, dead: np.ndarray | None = None, *,
-                                overwrite: bool = False) -> np.ndarray:
-    """Return the correlation of a covariance or scatter [units, units]; zero variance counts as dead."""
+def correlation_from_covariance(covariance: np.ndarray, dead: np.ndarray | None = None) -> np.ndarray:
+    """Return the correlation of a covariance or scatter [units, units], of which the lower triangle is read.
+
+    Units of zero variance count as dead besides those given. Exactly symmetric.
+    """
     variance = covariance.diagonal()
     dead = (variance <= 0) if dead is None else dead | (variance <= 0)
     scale = np.sqrt(np.where(dead, np.inf, variance))
-    result = covariance if overwrite else covariance.copy()
+    result = np.tril(covariance)
     result /= scale
     result /= scale[:, None]
     result[dead] = 0
     result[:, dead] = 0
     np.clip(result, -1, 1, out=result)
     np.fill_diagonal(result, 1)
-    return result
+    return _mirror_in_place(result)
 
 
 def coalesce(batches: Iterable[Any], samples: int = BLOCK_SAMPLES) -> Iterator[Any]:
@@ -221,9 +223,8 @@ def _rank_one(scatter: np.ndarray, weight: float, vector: np.ndarray) -> np.ndar
     return blas.dsyr(weight, vector, lower=1, a=scatter, overwrite_a=1)
 
 
-def _mirror(lower: np.ndarray, block: int = 512) -> np.ndarray:
-    """Return the symmetric matrix (C order) of a lower triangle."""
-    full = np.tril(lower)
+def _mirror_in_place(full: np.ndarray, block: int = 512) -> np.ndarray:
+    """Return the same array with its lower triangle copied to the upper one, which must be zero."""
     for start in range(0, full.shape[0], block):
         stop = start + block
         full[start:stop, stop:] = full[stop:, start:stop].T
