@@ -36,7 +36,7 @@ def mount(app: FastAPI, make_client: ClientFactory) -> Dash:
     site = Site(make_client)
     pages = Dash(__name__, server=app, use_pages=True, pages_folder="", title="CIPM", update_title=None,
                  assets_folder=str(Path(__file__).parent / "assets"), suppress_callback_exceptions=True,
-                 index_string=INDEX, include_pages_meta=False, serve_locally=True)
+                 index_string=INDEX, include_pages_meta=False, serve_locally=True, use_async=True)
     _register_pages(site)
     pages.layout = shell()
     for part in (home, analysis, sharing, account):
