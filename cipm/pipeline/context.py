@@ -66,11 +66,11 @@ class Context:
         return lambda done: self.emit({"event": "progress", "stage": stage, "done": done, "total": total, "unit": unit})
 
 
-def batches(probe: Probe, checkpoint: Checkpoint, batch_rows: int, rows: int | None = None) -> Iterator[dict[str, torch.Tensor]]:
+def batches(probe: Probe, checkpoint: Checkpoint, batch_rows: int) -> Iterator[dict[str, torch.Tensor]]:
     """Yield the model's inputs in batches of at most `batch_rows` rows; a model with a fixed batch takes full ones only."""
     fixed = [i.shape[0] for i in checkpoint.graph.inputs if i.shape and isinstance(i.shape[0], int)]
     size = fixed[0] if fixed else batch_rows
-    total = min(probe.used_rows, rows or probe.used_rows)
+    total = probe.used_rows
     for start in range(0, total - total % size if fixed else total, size):
         yield {name: tensor[start:min(start + size, total)] for name, tensor in probe.inputs.items()}
 

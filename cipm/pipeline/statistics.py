@@ -134,8 +134,9 @@ def organize(context: Context, folder: Path) -> None:
     for number, group in enumerate(groups):
         alike = similarity(context, group, statistics)
         orders = plain_orders(context, group, canonical.orders)
-        facts[group.name] = {"similarity": None, "modules": [], "labels": [-1] * group.size, "canonical_ties":
-                             canonical.unresolved.get(group.name, 0), "unavailable": None if alike else _why_not(context, group)}
+        facts[group.name] = {"similarity": None, "modules": [], "labels": [-1] * group.size,
+                             "canonical_ties": canonical.unresolved.get(group.name, 0),
+                             "unavailable": None if alike else _why_not(context, group)}
         if alike:
             np.save(folder / "correlation" / f"{group.name}.npy", alike.whole.astype(np.float32))
             found, facts_of_modules = _modules(context, group, alike)

@@ -76,7 +76,8 @@ def _correlations(context: Context, folder: Path, orders: Mapping[str, dict[str,
         if not path.exists():
             continue
         name, axis = f"c{number}-{group.name}", AxisMeta(group.name, None, group.blocks)
-        write_matrix(folder, name, np.load(path, allow_pickle=False), title=f"correlation of {group.name}", rows=axis, cols=axis)
+        matrix = np.load(path, allow_pickle=False)
+        write_matrix(folder, name, matrix, title=f"correlation of {group.name}", rows=axis, cols=axis)
         for order, chosen in orders.items():
             index = own_order(context, group, chosen)
             write_index(folder, order, name, index, index)

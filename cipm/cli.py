@@ -1,0 +1,299 @@
+"""The command line: the engine without the web, one word per job.
+
+Every command exits 0 on success and 2 on bad input with one clear line on standard error, and never leaves a
+half-written file. Models are opened in the jail, as the server does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cipm.errors import CipmError, Conflict, InputError, NotFound
+from cipm.jail import Limits
+from cipm.jail import run as run_jailed
+from cipm.options import ORDERS, AnalysisOptions, parse_options
+
+PIPELINE, COMMANDS = "cipm.pipeline:run_job", "cipm.pipeline.commands"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    arguments = parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except CipmError as error:
+        print(f"cipm: {error.line()}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("cipm: stopped; nothing was written.", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    top = argparse.ArgumentParser(prog="cipm", description="See the modules and redundancy of a trained network; take home "
+                                  "a checkpoint that is provably the same function.")
+    words = top.add_subparsers(required=True, metavar="COMMAND")
+    _add(words, "serve", serve, "the dashboard, API and a worker in one process tree", "host", "port", "data")
+    _add(words, "demo", demo, "the same, with really trained sample models analysed", "host", "port", "data")
+    _add(words, "inspect", inspect, "groups, pins with reasons, equivalent parameterisations, certificate", "MODEL", "json")
+    command = _add(words, "analyze", analyze, "statistics, modules, orders and what-ifs of a model on a probe set",
+                   "MODEL", "PROBE", "out", "json")
+    _add_options(command)
+    command = _add(words, "reorganize", reorganize, "write the model with its units in another order", "MODEL", "out", "json")
+    command.add_argument("--analysis", type=Path, metavar="DIR", help="folder that cipm analyze wrote")
+    command.add_argument("--order", choices=[o for o in ORDERS if o != "original"],
+                         help="which order (default: modules with --analysis, else canonical)")
+    command.add_argument("--seed", type=int, default=0, help="seed of the random order (default 0)")
+    _add(words, "restore", restore, "undo reorganize: tensors bit-identical to the upload", "FILE", "out", "json")
+    command = _add(words, "verify", verify, "are two models the same function? Exit 0: yes, 1: no", "A", "B", "json")
+    command.add_argument("--probe", type=Path, help="compare on these rows instead of random inputs")
+    return top
+
+
+def inspect(arguments: argparse.Namespace) -> int:
+    """Print the symmetry of a model."""
+    with _scratch() as scratch:
+        _run(PIPELINE, {"kind": "inspect", **_files(model=arguments.MODEL)}, scratch)
+        facts = json.loads((scratch / "discover" / "symmetry.json").read_text())
+        checkpoint = json.loads((scratch / "open" / "checkpoint.json").read_text())
+        result = _inspection(facts, checkpoint, _parameters(scratch / "open" / "tensors.safetensors"))
+    return _print(arguments, result, _inspection_lines)
+
+
+def analyze(arguments: argparse.Namespace) -> int:
+    """Write the analysis of a model on a probe set into a folder."""
+    _check_new_folder(arguments.out)
+    given = {name: getattr(arguments, name) for name in AnalysisOptions.model_fields if getattr(arguments, name) is not None}
+    options = parse_options(given).model_dump()
+    with _scratch() as scratch:
+        request = {"kind": "analyze", "options": options, "model_name": arguments.MODEL.name,
+                   "probe_name": arguments.PROBE.name, **_files(model=arguments.MODEL, probe=arguments.PROBE)}
+        _run(PIPELINE, request, scratch)
+        made = scratch / "made"
+        made.mkdir()
+        shutil.copy(scratch / "view" / "report.json", made)
+        for group in (scratch / "organize" / "orders").iterdir():
+            shutil.copytree(group, made / group.name / "orders")
+        for matrix in (scratch / "organize" / "correlation").iterdir():
+            shutil.copy(matrix, made / matrix.stem / "correlation.npy")
+        _place(made, arguments.out)
+    report = json.loads((arguments.out / "report.json").read_text())
+    return _print(arguments, report, _report_lines)
+
+
+def reorganize(arguments: argparse.Namespace) -> int:
+    """Write the model with its units in another order."""
+    order = arguments.order or ("modules" if arguments.analysis else "canonical")
+    with _scratch() as scratch:
+        orders = _analysis_orders(arguments.analysis, order) if arguments.analysis else None
+        request = {"order": order, "seed": arguments.seed, "orders": orders, "filename": arguments.out.name,
+                   "model_name": arguments.MODEL.name, **_files(model=arguments.MODEL)}
+        readable = list((orders or {}).values())
+        result = _run(f"{COMMANDS}:reorganize_job", request, scratch, readable)
+        _place(scratch / result["filename"], arguments.out)
+    plan = result["certificate"]["plan"]
+    return _print(arguments, {**result, "filename": str(arguments.out)}, lambda r: [
+        f"wrote {r['filename']} in {order} order: max |Δoutput| {plan['max_abs']:.2g}, relative {plan['max_rel']:.2g} "
+        f"(float64, {plan['rows']} random rows)"])
+
+
+def restore(arguments: argparse.Namespace) -> int:
+    """Write the original tensors of a reorganised file."""
+    with _scratch() as scratch:
+        request = {"filename": arguments.out.name, **_files(model=arguments.FILE)}
+        result = _run(f"{COMMANDS}:restore_job", request, scratch)
+        _place(scratch / result["filename"], arguments.out)
+    return _print(arguments, {"filename": str(arguments.out)}, lambda r: [f"wrote {r['filename']}: the tensors of the upload"])
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    """Tell whether two models are the same function."""
+    with _scratch() as scratch:
+        request = {"probe": None, **_files(model=arguments.A, other=arguments.B), **_files(probe=arguments.probe)}
+        result = _run(f"{COMMANDS}:verify_job", request, scratch)
+    _print(arguments, result, lambda r: [
+        f"{'the same function' if r['same'] else 'NOT the same function'}: max |Δoutput| {r['max_abs']:.3g}, relative "
+        f"{r['max_rel']:.3g} on {r['rows']} {r['inputs']} rows in {r['dtype']} (tolerance {r['tolerance']:g})"])
+    return 0 if result["same"] else 1
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Become the server process."""
+    for name in ("host", "port", "data"):
+        if getattr(arguments, name) is not None:
+            os.environ[f"CIPM_{name.upper()}"] = str(getattr(arguments, name))
+    return _become("frontend.serve")
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    """Become the server process with the samples prepared."""
+    os.environ["CIPM_DEMO"] = "on"
+    return serve(arguments)
+
+
+def _become(module: str) -> int:
+    os.execv(sys.executable, [sys.executable, "-m", module])
+
+
+# --- the jail and files ------------------------------------------------------------------------------------------------
+
+
+def _run(entry: str, request: dict[str, Any], scratch: Path, readable: Sequence[str] = ()) -> dict[str, Any]:
+    files = [Path(request[name]) for name in ("model", "other", "probe") if request.get(name)]
+    return run_jailed(entry, request, readable=[*files, *map(Path, readable)], scratch=scratch, limits=Limits(),
+                      on_event=_show_progress())
+
+
+def _files(**paths: Path | None) -> dict[str, str]:
+    for path in paths.values():
+        if path is not None and not path.exists():
+            raise NotFound(f"There is no file or folder {str(path)!r}.")
+    return {name: str(path.resolve()) for name, path in paths.items() if path is not None}
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="cipm-") as folder:
+        yield Path(folder)
+
+
+def _place(made: Path, out: Path) -> None:
+    """Move a finished file or folder to its place at once, through a neighbour on the same disk."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    beside = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        shutil.move(made, beside)
+        if out.is_dir() and not any(out.iterdir()):
+            out.rmdir()
+        beside.rename(out)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True) if beside.is_dir() else beside.unlink(missing_ok=True)
+
+
+def _check_new_folder(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise Conflict(f"{str(out)!r} exists already and is not an empty folder.", fix="Choose another --out.")
+
+
+def _analysis_orders(folder: Path, order: str) -> dict[str, str]:
+    found = {path.parent.parent.name: str(path.resolve()) for path in folder.glob(f"*/orders/{order}.npy")}
+    if not found:
+        raise InputError(f"{str(folder)!r} holds no {order} orders.", where="--analysis",
+                         fix="Give the folder that cipm analyze wrote.")
+    return found
+
+
+def _show_progress() -> Callable[[dict[str, Any]], None]:
+    shown = sys.stderr.isatty()
+
+    def show(event: dict[str, Any]) -> None:
+        if shown and event["event"] == "progress":
+            print(f"\r{event['stage']}: {event['done']:,} of {event['total']:,} {event['unit']}\033[K", end="", file=sys.stderr)
+        elif shown and event.get("state") == "started":
+            print(f"\r{event['stage']}…\033[K", end="", file=sys.stderr)
+        elif shown and event.get("stage") == "view" and event.get("state") == "done":
+            print("\r\033[K", end="", file=sys.stderr)
+
+    return show
+
+
+def _parameters(path: Path) -> int:
+    """Count the elements of a safetensors file from its header."""
+    with path.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    sizes = (tensor["shape"] for name, tensor in header.items() if name != "__metadata__")
+    total = 0
+    for shape in sizes:
+        count = 1
+        for n in shape:
+            count *= n
+        total += count
+    return total
+
+
+# --- what is printed ---------------------------------------------------------------------------------------------------
+
+
+def _print(arguments: argparse.Namespace, result: dict[str, Any], lines: Callable[[dict[str, Any]], list[str]]) -> int:
+    if arguments.json:
+        print(json.dumps(result, indent=2))
+    else:
+        print("\n".join(lines(result)))
+    return 0
+
+
+def _inspection(facts: dict[str, Any], checkpoint: dict[str, Any], parameters: int) -> dict[str, Any]:
+    groups = [{**{name: g[name] for name in ("name", "kind", "size", "blocks", "parent", "proved")},
+               "places": [{"tensor": p["tensor"], "axis": p["axis"]} for p in g["places"]]} for g in facts["groups"]]
+    return {"schema_version": 1,
+            "model": {"format": checkpoint["format"], "sha256": checkpoint["sha256"], "parameters": parameters},
+            "groups": groups, **{name: facts[name] for name in ("pins", "log10_equivalents", "movable_share", "certificate",
+                                                                "notes")}}
+
+
+def _inspection_lines(result: dict[str, Any]) -> list[str]:
+    model, proof = result["model"], result["certificate"]
+    head = [f"{model['format']} model, {model['parameters']:,} parameters; 10^{result['log10_equivalents']:.0f} equivalent "
+            f"parameterisations; {result['movable_share']:.0%} of the parameters can move",
+            f"{'proved' if proved(proof) else 'NOT proved'} in {proof['dtype']}: relative difference {proof['max_rel']:.2g} "
+            f"(tolerance {proof['tolerance']:g}), negative control {proof['negative_control']:.2g}", ""]
+    groups = [f"{g['name']:40s} {g['kind']:18s} {g['size']:6d}" + (f" in {g['blocks']} blocks" if g['blocks'] > 1 else "")
+              for g in result["groups"]]
+    pins = [f"pinned: {p['tensor']} axis {p['axis']} ({p['op']}): {p['reason']}" for p in result["pins"]]
+    return [*head, *groups, "", *pins, *result["notes"]]
+
+
+def proved(certificate: dict[str, Any] | None) -> bool:
+    """Tell whether a certificate exists and passed."""
+    return bool(certificate and certificate["passed"])
+
+
+def _report_lines(report: dict[str, Any]) -> list[str]:
+    base = report["baseline"]
+    accuracy = "" if base["accuracy"] is None else f", accuracy {base['accuracy']:.4f}"
+    head = [f"{report['probe']['used_rows']:,} rows; {base['loss_kind']} {base['loss']:.4f}{accuracy} on {base['rows']} rows",
+            ""]
+    rows = [f"{g['name']:40s} {g['size']:6d} {g['kind']:18s} " + (g["unavailable"] or f"{len(g['modules'])} modules, "
+            f"{(g['redundancy'] or {}).get('share', 0):.0%} redundant") for g in report["groups"]]
+    return [*head, *rows]
+
+
+def _add(words: Any, name: str, run: Callable[[argparse.Namespace], int], help: str, *parts: str) -> argparse.ArgumentParser:
+    command = words.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
+    command.set_defaults(run=run)
+    for part in parts:
+        if part.isupper():
+            command.add_argument(part, type=Path)
+        elif part == "json":
+            command.add_argument("--json", action="store_true", help="machine-readable output")
+        elif part == "out":
+            command.add_argument("--out", type=Path, required=True, help="where to write")
+        else:
+            command.add_argument(f"--{part}", type=int if part == "port" else str, help=_SERVER_HELP[part])
+    return command
+
+
+_SERVER_HELP = {"host": "address to listen on (default 127.0.0.1)", "port": "port (default 8000)",
+                "data": "folder for the database and files (default ~/.local/share/cipm)"}
+
+
+def _add_options(command: argparse.ArgumentParser) -> None:
+    """Give a command one flag for each analysis option."""
+    for name, spec in AnalysisOptions.model_fields.items():
+        kind = type(spec.default)
+        command.add_argument(f"--{name.replace('_', '-')}", dest=name, type=kind, default=None,
+                             help=f"{spec.description} (default {spec.default})".replace("%", "%%"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""Jail entries of the command line: reorganize, restore and verify on files of unknown origin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cipm.errors import OptionError, UnsupportedModel
+from cipm.export import restore
+from cipm.load import Checkpoint, load
+from cipm.load.probe import open_probe
+from cipm.options import parse_options
+from cipm.ordering import canonical_orders
+from cipm.permutation import Permutation
+from cipm.pipeline.context import Context, Emit, batches
+from cipm.pipeline.discovery import discover, open_model
+from cipm.pipeline.exporting import write_reorganized
+from cipm.pipeline.statistics import plain_orders
+from cipm.symmetry import TOLERANCE, compare, example_inputs
+from cipm.trace import run
+
+VERIFY_DRAWS = 3
+
+
+def reorganize_job(request: Mapping[str, Any], scratch: Path, emit: Emit) -> dict[str, Any]:
+    """Write the model `request["model"]` in the order named, from an analysis' orders or from the weights alone."""
+    context = Context(request, parse_options({"seed": request["seed"]}), {}, emit)
+    for stage, function in (("open", open_model), ("discover", discover)):
+        (scratch / stage).mkdir()
+        function(context, scratch / stage)
+        context.folders[stage] = scratch / stage
+    orders = _given_orders(request, context) if request["orders"] else _own_orders(request, context)
+    return write_reorganized(context, orders, request["order"], scratch / request["filename"])
+
+
+def restore_job(request: Mapping[str, Any], scratch: Path, emit: Emit) -> dict[str, Any]:
+    """Write the tensors of `request["model"]` as they were before it was reorganised."""
+    return {"filename": restore(request["model"], scratch / request["filename"]).name}
+
+
+def verify_job(request: Mapping[str, Any], scratch: Path, emit: Emit) -> dict[str, Any]:
+    """Compare two models in float64 on the probe, or on random inputs; return {same, max_abs, max_rel, rows, dtype, inputs}."""
+    first, second = load(request["model"]), load(request["other"])
+    _check_inputs(first, second)
+    max_abs = max_rel = 0.0
+    rows = 0
+    for inputs in _comparison_inputs(request, first):
+        outputs = [run(c.graph, c.tensors, c.constants, {i.name: inputs[a.name] for i, a in
+                                                         zip(c.graph.inputs, first.graph.inputs, strict=True)},
+                       dtype=torch.float64) for c in (first, second)]
+        _check_outputs(*outputs)
+        absolute, relative = compare(*outputs)
+        max_abs, max_rel, rows = max(max_abs, absolute), max(max_rel, relative), rows + len(next(iter(inputs.values())))
+    return {"same": max_rel <= TOLERANCE, "max_abs": max_abs, "max_rel": max_rel, "rows": rows, "dtype": "float64",
+            "tolerance": TOLERANCE, "inputs": "probe" if request["probe"] else "random"}
+
+
+def _given_orders(request: Mapping[str, Any], context: Context) -> dict[str, Permutation]:
+    known = {group.name for group in context.symmetry.groups}
+    return {name: Permutation(np.load(path, allow_pickle=False)) for name, path in request["orders"].items()
+            if name in known}
+
+
+def _own_orders(request: Mapping[str, Any], context: Context) -> dict[str, Permutation]:
+    canonical = canonical_orders(context.symmetry, context.checkpoint.tensors).orders
+    found = {group.name: plain_orders(context, group, canonical) for group in context.symmetry.groups if group.proved}
+    names = {name for orders in found.values() for name in orders}
+    if found and request["order"] not in names:
+        raise OptionError(f"The order {request['order']!r} needs activations: give --analysis DIR, or one of "
+                          f"{', '.join(sorted(names))}.", where="--order")
+    return {name: orders[request["order"]] for name, orders in found.items()}
+
+
+def _comparison_inputs(request: Mapping[str, Any], checkpoint: Checkpoint) -> list[dict[str, torch.Tensor]]:
+    if request["probe"]:
+        probe = open_probe(Path(request["probe"]), checkpoint.graph.inputs, max_rows=parse_options({}).max_rows)
+        return list(batches(probe, checkpoint, 256))
+    return [example_inputs(checkpoint, generator=torch.Generator().manual_seed(draw)) for draw in range(VERIFY_DRAWS)]
+
+
+def _check_inputs(first: Checkpoint, second: Checkpoint) -> None:
+    shapes = [[(i.dtype, tuple(d if isinstance(d, int) else "*" for d in i.shape)) for i in c.graph.inputs]
+              for c in (first, second)]
+    if shapes[0] != shapes[1]:
+        raise UnsupportedModel("The two models take different inputs and cannot be compared: "
+                               f"{_spell(first)} and {_spell(second)}.")
+
+
+def _check_outputs(first: tuple[Any, ...], second: tuple[Any, ...]) -> None:
+    shapes = [[None if t is None else list(t.shape) for t in outputs] for outputs in (first, second)]
+    if shapes[0] != shapes[1]:
+        raise UnsupportedModel(f"The two models give outputs of different shapes, {shapes[0]} and {shapes[1]}.")
+
+
+def _spell(checkpoint: Checkpoint) -> str:
+    return ", ".join(f"{i.name} {list(i.shape)} {str(i.dtype).removeprefix('torch.')}" for i in checkpoint.graph.inputs)
