@@ -66,9 +66,15 @@ def open_channel() -> Send:
 
 
 def resolve(entry: str) -> Callable[..., Any]:
-    """Import the entry's module and return its function."""
-    module, name = entry.split(":")
-    return getattr(importlib.import_module(module), name)
+    """Import the entry's module, call its `prepare()` where it has one, and return the entry's function.
+
+    `prepare` is for what is slow and needs no request, such as loading what numba has compiled: nothing untrusted has
+    been touched yet, so it may read and write caches that the locked process may not.
+    """
+    name, function = entry.split(":")
+    module = importlib.import_module(name)
+    getattr(module, "prepare", lambda: None)()
+    return getattr(module, function)
 
 
 def wait_for_go() -> None:

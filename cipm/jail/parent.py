@@ -79,8 +79,8 @@ class Spare:
         home, threads = str(self.home), str(self.threads)
         return kept | {
             "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-            "HOME": home, "TMPDIR": home, "XDG_CACHE_HOME": home, "HF_HOME": home, "NUMBA_CACHE_DIR": f"{home}/numba",
-            "TORCHINDUCTOR_CACHE_DIR": f"{home}/inductor", "USER": "cipm", "LOGNAME": "cipm",
+            "HOME": home, "TMPDIR": home, "XDG_CACHE_HOME": home, "HF_HOME": home, "TORCHINDUCTOR_CACHE_DIR": home,
+            "USER": "cipm", "LOGNAME": "cipm",
             "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
             "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads,
             "OPENBLAS_NUM_THREADS": "1",  # it would start its threads at import; the child raises it once locked

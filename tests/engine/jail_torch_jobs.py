@@ -5,20 +5,29 @@ from __future__ import annotations
 import os
 import threading
 
-import numba
 import numpy as np
 import scipy.linalg
 import threadpoolctl
 import torch
 from safetensors.torch import load_file, save_file
 
+from cipm.compiled import compiled as compile_loop
 
-@numba.njit(cache=True)
+
+PREPARED = []
+
+
+@compile_loop
 def total(values):
     result = 0.0
     for value in values:
         result += value
     return result
+
+
+def prepare():
+    """Compile before the lock, so that the job need not."""
+    PREPARED.append(int(total(np.arange(3))))
 
 
 def product(request, scratch, emit):
@@ -53,8 +62,9 @@ def transformers(request, scratch, emit):
 
 
 def compiled(request, scratch, emit):
-    """Compile with numba, with a cache."""
-    return {"total": total(np.arange(10.0)), "scratch": sorted(os.listdir(scratch))}
+    """Use what was compiled before the lock, and compile for another type after it."""
+    return {"total": [total(np.arange(10)), total(np.arange(10.0))], "prepared": PREPARED,
+            "scratch": sorted(os.listdir(scratch))}
 
 
 def libraries(request, scratch, emit):

@@ -261,8 +261,8 @@ def test_transformers_imported_after_the_lock(tmp_path):
     assert jailed("transformers", folder=tmp_path)["shape"] == [1, 3, 16]
 
 
-def test_numba_compiles_and_caches_out_of_the_way(tmp_path):
-    assert jailed("compiled", folder=tmp_path) == {"total": 45.0, "scratch": []}
+def test_numba_compiles_before_and_after_the_lock(tmp_path):
+    assert jailed("compiled", folder=tmp_path) == {"total": [45.0, 45.0], "prepared": [3], "scratch": []}
 
 
 def test_scikit_learn_scipy_safetensors(tmp_path):
