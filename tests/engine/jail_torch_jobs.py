@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 
 from cipm.compiled import compiled as compile_loop
 
-
 PREPARED = []
 
 
