@@ -91,7 +91,10 @@ def get_reading(analysis_id: str, request: Request, store: StoreDep,
 def get_owned(analysis_id: str, caller: CallerDep, store: StoreDep) -> Analysis:
     """Return the analysis to change. Raises NotFound where it is another's."""
     with store.read() as session:
-        return owned(session, analysis_id, caller)
+        analysis = visible(session, analysis_id)
+    if analysis.owner_id != caller.user_id:
+        raise NotFound(NO_ANALYSIS)
+    return analysis
 
 
 PersonDep = Annotated[Caller, Depends(get_person)]
@@ -118,21 +121,25 @@ def visible(session: Session, analysis_id: str) -> Analysis:
     return analysis
 
 
-def owned(session: Session, analysis_id: str, caller: Caller) -> Analysis:
-    """Return an analysis of the caller's. Raises NotFound."""
-    analysis = visible(session, analysis_id)
-    if analysis.owner_id != caller.user_id:
-        raise NotFound(NO_ANALYSIS)
-    return analysis
-
-
 def owned_job(session: Session, job_id: str, caller: Caller, kind: str) -> Job:
-    """Return a job of one kind on an analysis of the caller's. Raises NotFound."""
+    """Return a job of one kind on an analysis of the caller's. Raises NotFound, in the same words for another's."""
     job = session.get(Job, job_id)
-    if job is None or job.kind != kind:
+    if job is None or job.kind != kind or not _owns(session, job.analysis_id, caller):
         raise NotFound(f"There is no such {kind}, or it is not yours.")
-    owned(session, job.analysis_id, caller)
     return job
+
+
+def owned_share(session: Session, share_id: str, caller: Caller) -> Share:
+    """Return a link to an analysis of the caller's. Raises NotFound, in the same words for another's."""
+    share = session.get(Share, share_id)
+    if share is None or not _owns(session, share.analysis_id, caller):
+        raise NotFound("There is no such link, or it is not yours.")
+    return share
+
+
+def _owns(session: Session, analysis_id: str, caller: Caller) -> bool:
+    analysis = session.get(Analysis, analysis_id)
+    return analysis is not None and analysis.deleted is None and analysis.owner_id == caller.user_id
 
 
 def _by_token(request: Request, store: Store) -> Caller | None:

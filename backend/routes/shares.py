@@ -8,11 +8,10 @@ from fastapi import APIRouter
 from sqlalchemy import select
 
 from backend import accounts, describe
-from backend.access import CallerDep, OwnedDep, StoreDep, owned, shared
+from backend.access import CallerDep, OwnedDep, StoreDep, owned_share, shared
 from backend.schemas import Analysis, Share, ShareMade
 from backend.store import Share as ShareRow
 from backend.store.models import utc_now
-from cipm.errors import NotFound
 
 router = APIRouter(tags=["shares"])
 
@@ -39,10 +38,7 @@ def list_shares(analysis: OwnedDep, store: StoreDep) -> list[Share]:
 def revoke_share(share_id: str, caller: CallerDep, store: StoreDep) -> None:
     """Make a link open nothing any more, at once."""
     with store.write() as session:
-        row = session.get(ShareRow, share_id)
-        if row is None:
-            raise NotFound("There is no such link, or it is not yours.")
-        owned(session, row.analysis_id, caller)
+        row = owned_share(session, share_id, caller)
         row.revoked = row.revoked or utc_now()
 
 
