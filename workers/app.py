@@ -6,7 +6,6 @@ running job back to the queue and ends the process; with --with-parent so does t
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import signal
@@ -25,6 +24,7 @@ from backend.settings import Settings, load_settings
 from backend.store import open_store
 from backend.store.queue import WAKE, make_celery
 from cipm.errors import CipmError
+from cipm.stages import stage_addresses
 from workers.run import Engine
 from workers.scratch import own_folder
 from workers.worker import WorkerProcess, choose_device, new_worker_id
@@ -39,7 +39,7 @@ OPTIONS = ("--pool=solo", "--without-gossip", "--without-mingle", "--without-hea
 
 def pipeline_engine() -> Engine:
     """Return the real engine."""
-    return Engine(ENTRY, importlib.import_module("cipm.pipeline").stage_addresses)
+    return Engine(ENTRY, stage_addresses)
 
 
 def build(settings: Settings, wake: Callable[[], None], stopping: Callable[[], bool]) -> Celery:

@@ -97,7 +97,7 @@ def _work(bench: Bench, lease: Lease, keeper: Keeper, scratch: Path, spare: Spar
                                        job.request)
     artefacts.use(bench.store, job.id, addresses)
     done = _finished(bench.store, addresses, scratch)
-    request = _request(bench, job, analysis, scratch, done)
+    request = _request(bench, job, analysis, scratch, done) | {"addresses": addresses}
     events = _events(bench.store, lease, addresses, set(done), scratch / "work")
     files = [Path(request[name]) for name in ("model", "probe") if request[name]]
     return run_jailed(
@@ -121,7 +121,8 @@ def _request(bench: Bench, job: Job, analysis: Analysis, scratch: Path, done: di
              if analysis.probe_sha256 else None)
     return job.request | {
         "kind": job.kind, "model": str(model), "probe": str(probe) if probe else None, "options": analysis.options,
-        "model_name": analysis.model_name, "probe_name": analysis.probe_name, "done": done}
+        "model_name": analysis.model_name, "probe_name": analysis.probe_name,
+        "model_sha256": analysis.model_sha256, "probe_sha256": analysis.probe_sha256, "done": done}
 
 
 def _events(store: Store, lease: Lease, addresses: Mapping[str, str], done: set[str],
@@ -159,10 +160,10 @@ def _events(store: Store, lease: Lease, addresses: Mapping[str, str], done: set[
 
 def _own_folder(scratch: Path, named: Any) -> Path:
     """Return the folder a stage names. Only one straight below the scratch, where nothing can lead elsewhere."""
-    folder = Path(str(named))
-    if folder.name in ("", ".", "..") or folder.parent not in (scratch, Path(".")) or not folder.is_dir():
+    folder = scratch / str(named)
+    if folder.parent != scratch or folder.name in ("", ".", "..") or not folder.is_dir():
         raise JailError("The job named a folder that is not its own and was stopped.")
-    return scratch / folder.name
+    return folder
 
 
 def _number(value: Any) -> float:

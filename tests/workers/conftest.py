@@ -15,7 +15,8 @@ import pytest
 from services import wait_until
 
 from backend.settings import load_settings
-from backend.store import LOCAL_OWNER, Analysis, Job, Store, jobs, open_store, uploads
+from backend.store import LOCAL_OWNER, Analysis, Job, Store, Upload, jobs, open_store, uploads
+from backend.supervisor import Supervisor
 
 MAIN = Path(__file__).with_name("worker_main.py")
 LEASE = 3.0
@@ -27,6 +28,7 @@ class Deployment:
 
     store: Store
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    supervisor: Supervisor | None = None
 
     def start_worker(self) -> subprocess.Popen[bytes]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CIPM_")}
@@ -38,12 +40,19 @@ class Deployment:
         self.workers.append(worker)
         return worker
 
-    def submit(self, *, model: bytes = b"\x01\x02\x03" * 1000, kind: str = "analyze", **request) -> str:
-        upload = uploads.create(self.store, LOCAL_OWNER, "model.pt2", "model", len(model))
-        upload = uploads.append(self.store, upload.id, LOCAL_OWNER, 0, [model])
+    def upload(self, kind: str, name: str, data: bytes) -> Upload:
+        upload = uploads.create(self.store, LOCAL_OWNER, name, kind, len(data))
+        return uploads.append(self.store, upload.id, LOCAL_OWNER, 0, [data])
+
+    def submit(self, *, model: bytes = b"\x01\x02\x03" * 1000, probe: bytes | None = None, kind: str = "analyze",
+               **request) -> str:
+        upload = self.upload("model", "model.pt2", model)
+        data = self.upload("probe", "probe.npz", probe) if probe else None
         with self.store.write() as session:
             analysis = Analysis(owner_id=LOCAL_OWNER, title="t", model_upload_id=upload.id, model_name=upload.name,
-                                model_sha256=upload.sha256, model_size=upload.size, options={})
+                                model_sha256=upload.sha256, model_size=upload.size, options={},
+                                probe_name=data and data.name, probe_sha256=data and data.sha256,
+                                probe_size=data and data.size)
             session.add(analysis)
             session.flush()
             job = jobs.enqueue(session, analysis, kind, request)

@@ -42,7 +42,7 @@ def run_job(request, scratch, emit):
         value = WORK[stage](Path(request["model"]).read_bytes(), folders)
         (folders[stage] / "value.json").write_text(json.dumps({"value": value, "nonce": os.urandom(8).hex()}))
         ran.append(stage)
-        emit({"event": "stage", "stage": stage, "state": "done", "folder": str(folders[stage])})
+        emit({"event": "stage", "stage": stage, "state": "done", "folder": stage})
     return {"ran": ran, "value": _value(folders["sum"]), "pid": os.getpid()}
 
 
