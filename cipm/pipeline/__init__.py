@@ -12,10 +12,13 @@ from cipm.options import parse_options
 from cipm.pipeline.context import Context, Emit
 from cipm.pipeline.discovery import discover, open_model, read_probe_file
 from cipm.pipeline.exporting import export_order
+from cipm.pipeline.prepare import prepare
 from cipm.pipeline.statistics import collect_statistics, organize
 from cipm.pipeline.view import view
 from cipm.pipeline.whatif import measure, whatif
 from cipm.stages import CHAINS
+
+__all__ = ["RUN", "prepare", "run_job"]
 
 RUN: dict[str, Callable[[Context, Path], None]] = {
     "open": open_model, "discover": discover, "probe": read_probe_file, "collect": collect_statistics,
