@@ -13,7 +13,7 @@ from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
+from starlette.routing import compile_path
 
 from backend import errors, reference
 from backend.accounts import Throttle
@@ -75,11 +75,11 @@ def _add_docs(app: FastAPI) -> None:
 
 def _add_unknown(app: FastAPI) -> None:
     """Answer unknown API addresses here, before pages that answer every address."""
-    known = list(app.router.routes)
+    known = [(compile_path(path)[0], {method.upper() for method in methods})
+             for path, methods in app.openapi()["paths"].items()]
 
     async def unknown(request: Request) -> None:
-        allowed = sorted({method for route in known if route.matches(request.scope)[0] is Match.PARTIAL
-                          for method in getattr(route, "methods", None) or ()})
+        allowed = sorted(set().union(*(methods for path, methods in known if path.match(request.url.path))))
         if allowed:
             raise HTTPException(HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": ", ".join(allowed)})
         raise errors.no_such_path(request.url.path)

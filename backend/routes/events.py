@@ -17,6 +17,7 @@ from starlette.concurrency import run_in_threadpool
 
 from backend import describe
 from backend.access import Reading, ReadingDep, StoreDep, shared, visible
+from backend.routes.files import sends
 from backend.schemas import Job
 from backend.store import Store
 from backend.store.models import ENDED
@@ -35,7 +36,7 @@ class EventStream(StreamingResponse):
 
 
 @router.get("/{analysis_id}/events", summary="Follow a job", response_class=EventStream,
-            responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}})
+            responses=sends("text/event-stream"))
 async def events(reading: ReadingDep, store: StoreDep,
                  job: Annotated[str | None, Query(description="One of its jobs; default: the newest.")] = None,
                  ) -> EventStream:

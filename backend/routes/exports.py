@@ -8,7 +8,7 @@ from fastapi.responses import FileResponse
 from backend import describe
 from backend.access import CallerDep, OwnedDep, StoreDep, owned_job
 from backend.results import check_order
-from backend.routes.files import attachment
+from backend.routes.files import attachment, sends
 from backend.routes.results import open_view
 from backend.schemas import Export, ExportCreate
 from backend.store import artefacts, jobs
@@ -46,7 +46,7 @@ def get_export(export_id: str, caller: CallerDep, store: StoreDep) -> Export:
 
 
 @router.get("/exports/{export_id}/file", summary="Download an export", response_class=FileResponse,
-            responses={200: {"content": {"application/octet-stream": {}}}})
+            responses=sends("application/octet-stream"))
 def get_export_file(export_id: str, caller: CallerDep, store: StoreDep) -> FileResponse:
     """Send the exported checkpoint. 409 where it is not written yet."""
     with store.read() as session:

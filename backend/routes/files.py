@@ -1,10 +1,21 @@
-"""Sending files for download under names that cannot do harm."""
+"""Sending bytes: how OpenAPI describes such routes, and downloads under names that cannot do harm."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from fastapi.responses import FileResponse
+
+_ERROR = {"description": "An error, in the one shape.",
+          "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}}
+
+
+def sends(media_type: str) -> dict[int | str, dict[str, Any]]:
+    """Return what OpenAPI says of a route that sends bytes: this media type, or an error as JSON."""
+    body = {"type": "string"} if media_type.startswith("text/") else {"type": "string", "format": "binary"}
+    return {200: {"description": "The bytes.", "content": {media_type: {"schema": body}}}} | dict.fromkeys(
+        (422, "4XX", "5XX"), _ERROR)
 
 
 def safe_name(name: str) -> str:

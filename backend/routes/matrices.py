@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from backend.access import ReadingDep, StoreDep
+from backend.routes.files import sends
 from backend.routes.results import open_view
 from backend.schemas import Matrix
 from backend.store import Store
@@ -14,7 +15,6 @@ from backend.tiles import Shown, TileRequest, parse_places, read_tiles, show
 
 router = APIRouter(prefix="/analyses", tags=["matrices"])
 OrderQuery = Annotated[str, Query(description="Name of an order.", max_length=100)]
-_TILES = {200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}}
 
 
 @router.get("/{analysis_id}/matrices/{matrix_id}", summary="A matrix in one order")
@@ -24,7 +24,8 @@ def matrix(matrix_id: str, reading: ReadingDep, request: Request, store: StoreDe
     return Matrix(**_shown(request, store, reading.analysis.id, matrix_id, order).describe())
 
 
-@router.get("/{analysis_id}/matrices/{matrix_id}/tiles", summary="Tiles", response_class=Response, responses=_TILES)
+@router.get("/{analysis_id}/matrices/{matrix_id}/tiles", summary="Tiles", response_class=Response,
+            responses=sends("application/octet-stream"))
 def tiles(matrix_id: str, reading: ReadingDep, request: Request, store: StoreDep,
           at: Annotated[str, Query(description="Tiles as x.y,x.y,… counted from the top left; up to 64.",
                                    max_length=1000)],

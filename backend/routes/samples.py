@@ -13,7 +13,7 @@ from fastapi import APIRouter
 from fastapi.responses import FileResponse
 
 from backend.access import CallerDep, StoreDep
-from backend.routes.files import attachment
+from backend.routes.files import attachment, sends
 from backend.schemas import SampleFile
 from backend.store import Store
 from cipm.errors import NotFound
@@ -29,7 +29,7 @@ def list_samples(caller: CallerDep, store: StoreDep) -> list[SampleFile]:
 
 
 @router.get("/{name}", summary="Download a file to try", response_class=FileResponse,
-            responses={200: {"content": {"application/octet-stream": {}}}})
+            responses=sends("application/octet-stream"))
 def get_sample(name: str, caller: CallerDep, store: StoreDep) -> FileResponse:
     """Send one of the listed files."""
     if name not in _listed(store):
