@@ -24,6 +24,7 @@ MAX_UNPACKED = 256 * 2**30
 MAX_RATIO = 20
 FREE_UNPACKED = 256 * 2**20  # below this, a high compression ratio does no harm
 MAX_JSON = 256 * 2**20
+_REPACK = "Pack the files again with an ordinary zip tool."
 _IGNORED = ("__MACOSX/", ".DS_Store")
 
 
@@ -41,7 +42,8 @@ class Source:
     def size(self, name: str) -> int:
         """Return the size of a file in bytes, or raise CorruptFile where it is missing."""
         if name not in self.files:
-            raise CorruptFile(f"The upload lacks {name!r}, which its other files refer to.", where=name)
+            raise CorruptFile(f"The upload lacks {name!r}, which its other files refer to.", where=name,
+                              fix="Upload all files of the model.")
         return self.files[name][1]
 
     @contextmanager
@@ -68,7 +70,8 @@ class Source:
         with self.open(name) as stream:
             filled = _fill(stream, data)
             if filled != size or stream.read(1):
-                raise CorruptFile(f"{name!r} declares {size:,} bytes but holds {filled:,}.", where=name)
+                raise CorruptFile(f"{name!r} declares {size:,} bytes but holds {filled:,}.", where=name,
+                                  fix="Upload the file again.")
         return data
 
     def json(self, name: str, limit: int = MAX_JSON) -> Any:
@@ -76,7 +79,8 @@ class Source:
         try:
             return json.loads(self.read(name, limit).decode("utf-8"))
         except (ValueError, RecursionError) as error:
-            raise CorruptFile(f"{name!r} is not valid JSON: {error}.", where=name) from error
+            reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+            raise CorruptFile(f"{name!r} is not valid JSON: {reason}.", where=name, fix="Save the model again.") from error
 
 
 def open_source(path: Path) -> Source:
@@ -115,7 +119,7 @@ def _zip(path: Path) -> dict[str, int]:
             continue
         _check_member(info)
         if info.filename in sizes:
-            raise CorruptFile(f"The archive holds {info.filename!r} twice.", where=info.filename)
+            raise CorruptFile(f"The archive holds {info.filename!r} twice.", where=info.filename, fix=_REPACK)
         sizes[info.filename] = info.file_size
     return sizes
 
@@ -126,16 +130,16 @@ def _check_sizes(infos: list[zipfile.ZipInfo], size: int) -> None:
     packed, unpacked = sum(i.compress_size for i in infos), sum(i.file_size for i in infos)
     if packed > size:
         raise CorruptFile("The members of the archive overlap, as in a zip bomb: it was not opened.",
-                          fix="Pack the files again with an ordinary zip tool.")
+                          fix=_REPACK)
     if unpacked > MAX_UNPACKED or unpacked > max(FREE_UNPACKED, MAX_RATIO * size):
-        raise LimitExceeded(f"The archive is {size:,} bytes and would unpack to {unpacked:,}, as a zip bomb does: it was "
-                            "not opened.", fix="Pack the files without compression and upload again.")
+        raise LimitExceeded(f"The archive would unpack to {unpacked:,} bytes, more than {MAX_RATIO} times its size, as a "
+                            "zip bomb does: it was not opened.", fix="Pack the files without compression and upload again.")
 
 
 def _check_member(info: zipfile.ZipInfo) -> None:
     path = PurePosixPath(info.filename)
     if path.is_absolute() or ".." in path.parts or "\\" in info.filename or "\x00" in info.orig_filename:
-        raise CorruptFile(f"The archive names a file outside itself: {info.filename!r}.", where=info.filename)
+        raise CorruptFile(f"The archive names a file outside itself: {info.filename!r}.", where=info.filename, fix=_REPACK)
     if info.flag_bits & 1:
         raise CorruptFile("The archive is encrypted.", where=info.filename, fix="Upload it without a password.")
     if stat.S_ISLNK(info.external_attr >> 16):
@@ -143,7 +147,7 @@ def _check_member(info: zipfile.ZipInfo) -> None:
                           fix="Pack the files themselves.")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise CorruptFile(f"{info.filename!r} is packed by a method that is not read here.", where=info.filename,
-                          fix="Pack the files with an ordinary zip tool.")
+                          fix=_REPACK)
 
 
 def _folder(path: Path) -> dict[str, int]:

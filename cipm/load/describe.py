@@ -89,11 +89,10 @@ _MAGIC: tuple[tuple[bytes, Kind], ...] = (
 
 def describe(path: Path) -> str:
     """Return what the file or folder is, as a noun phrase."""
-    from_zip = path.is_dir() or zipfile.is_zipfile(path)
-    if from_zip and (source := open_source(path)) and "archive_format" in source and _kind(source) is None:
-        return "a torch.export archive"
     kind = recognise(path)
-    return kind.name if kind else "a Hugging Face model"
+    if kind is not None:
+        return kind.name
+    return "a torch.export archive" if "archive_format" in open_source(path) else "a Hugging Face model"
 
 
 def refuse(path: Path) -> ModelError:

@@ -70,11 +70,12 @@ def weight_files(source: Source) -> list[str]:
     index = source.json(INDEX, 64 * 2**20)
     places = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(places, dict) or not places:
-        raise CorruptFile(f"{INDEX!r} has no weight_map.", where=INDEX)
+        raise CorruptFile(f"{INDEX!r} has no weight_map.", where=INDEX, fix="Save the model again with save_pretrained.")
     files = sorted({str(file) for file in places.values()})
     for file in files:
         if len(PurePosixPath(file).parts) != 1 or not file.endswith(".safetensors") or file not in source:
-            raise CorruptFile(f"{INDEX!r} names the file {file[:80]!r}, which is not in the upload.", where=INDEX)
+            raise CorruptFile(f"{INDEX!r} names the file {file[:80]!r}, which is not in the upload.", where=INDEX,
+                              fix="Save the model again with save_pretrained.")
     return files
 
 
@@ -106,7 +107,8 @@ def _shapes(headers: Mapping[str, Header]) -> dict[str, tuple[int, ...]]:
     for file, header in headers.items():
         for key, entry in header.entries.items():
             if key in shapes:
-                raise CorruptFile(f"Tensor {key!r} is stored in two files.", where=file)
+                raise CorruptFile(f"Tensor {key!r} is stored in two files.", where=file,
+                                  fix="Save the model again with save_pretrained.")
             shapes[key] = entry.shape
     return shapes
 
@@ -118,17 +120,17 @@ def _check_tensors(skeleton: Any, shapes: Mapping[str, tuple[int, ...]], name: s
     misshapen = [f"{names[key]} is {list(shapes[names[key]])} and should be {list(value.shape)}"
                  for key, value in state.items() if key in names and shapes[names[key]] != tuple(value.shape)]
     if misshapen:
-        raise CorruptFile(f"{len(misshapen)} tensors do not fit {name} of config.json: {'; '.join(misshapen[:3])}.",
+        raise CorruptFile(f"Stored tensors do not fit {name} of config.json ({len(misshapen)}): {'; '.join(misshapen[:3])}.",
                           where="model.safetensors", fix="Upload the config.json that belongs to these weights.")
     given = {id(value) for key, value in state.items() if key in names}
     missing = [key for key, value in state.items() if key not in names and id(value) not in given
                and not key.endswith("num_batches_tracked")]
     if missing:
-        raise CorruptFile(f"The upload lacks {len(missing)} tensors of {name}: {', '.join(missing[:3])}.",
+        raise CorruptFile(f"The upload lacks tensors of {name} ({len(missing)}): {', '.join(missing[:3])}.",
                           where="model.safetensors", fix="Upload the config.json that belongs to these weights.")
     unexpected = sorted(set(shapes) - set(names.values()))
     if unexpected:
-        notes.append(f"{len(unexpected)} stored tensors are not part of {name} and are kept as they are: "
+        notes.append(f"Stored tensors that are not part of {name} are kept as they are ({len(unexpected)}): "
                      f"{', '.join(unexpected[:5])}.")
     return names
 

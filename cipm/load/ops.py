@@ -71,8 +71,8 @@ def op_name(target: str) -> str | None:
 def refusal(target: str) -> UnsupportedModel:
     """Return the error that names an operator we do not run."""
     label = target.removeprefix("torch.ops.")[:120]
-    return UnsupportedModel(f"The model uses the operator {label!r}, which is not a standard ATen operator that CIPM "
-                            "runs.", where=label, fix="Rewrite that layer with standard PyTorch operators and export the "
+    return UnsupportedModel(f"The model uses the operator {label!r}, which is not among the plain ATen operators that "
+                            "CIPM runs.", where=label, fix="Rewrite that layer with standard PyTorch operators and export the "
                             "model again.")
 
 
@@ -85,7 +85,10 @@ def _allowed(name: str, overload: str) -> bool:
     op = getattr(getattr(torch.ops.aten, name), overload)
     if op._schema.is_mutable and not _in_place(name, op):
         return False
-    return torch.Tag.nondeterministic_seeded not in op.tags or name in _SEEDED
+    if torch.Tag.nondeterministic_seeded in op.tags and name not in _SEEDED:
+        raise UnsupportedModel(f"The model draws random numbers ({name}), so its outputs cannot be compared.", where=name,
+                               fix="Export it in evaluation mode: model.eval(), and without random operators.")
+    return True
 
 
 def _in_place(name: str, op: torch._ops.OpOverload) -> bool:

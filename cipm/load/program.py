@@ -18,7 +18,7 @@ import torch
 from cipm.errors import CorruptFile, LimitExceeded, UnsupportedModel
 from cipm.load.ops import TRAINING_FLAGS, op_name, refusal
 from cipm.load.symbols import Expression, parse
-from cipm.load.tensors import EXPORT_LAYOUTS, EXPORT_MEMORY, MAX_RANK, export_dtype
+from cipm.load.tensors import EXPORT_FIX, EXPORT_LAYOUTS, EXPORT_MEMORY, MAX_RANK, export_dtype
 from cipm.trace.graph import Graph, Input, Node, Ref
 
 MAX_NODES, MAX_INPUTS, MAX_NESTING = 50_000, 256, 20
@@ -69,7 +69,7 @@ def read_program(payload: Mapping[str, Any], canonical: Mapping[str, str]) -> Pr
         return _read(payload, canonical)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
         raise CorruptFile(f"The archive's model JSON is damaged or of another version: {type(error).__name__} {error}.",
-                          fix="Export again with torch 2.13: torch.export.save(torch.export.export(…), file).") from error
+                          fix=EXPORT_FIX) from error
 
 
 def check_key(key: str) -> str:
@@ -77,7 +77,7 @@ def check_key(key: str) -> str:
     parts = key.split(".") if isinstance(key, str) else []
     if not parts or not _KEY.match(key) or any(hasattr(torch.nn.Module, part) or part.startswith("__") for part in parts):
         raise CorruptFile(f"The archive names a tensor {str(key)[:80]!r}, which no PyTorch module can have.",
-                          where=str(key)[:80])
+                          where=str(key)[:80], fix=EXPORT_FIX)
     return key
 
 
@@ -95,6 +95,8 @@ def _read(payload: Mapping[str, Any], canonical: Mapping[str, str]) -> Program:
     names = tuple(i.name for i in inputs)
     args, kwargs, notes = _call(call["in_spec"], names)
     structure, more = _structure(json.loads(call["out_spec"])[1], len(results))
+    if any(next(iter(output)) not in ("as_tensor", "as_none") for output in graph["outputs"]):
+        more = (*more, "Outputs of the model that are not tensors are None in the exported file.")
     ranges = {str(name): (int(r["min_val"] or 0), None if r["max_val"] is None else int(r["max_val"]))
               for name, r in payload["range_constraints"].items()}
     return Program(Graph(inputs, tensors, constants, tuple(scope.nodes), results), shapes, args, kwargs, structure,
@@ -209,7 +211,7 @@ def _operation(node: Mapping[str, Any], scope: _Scope) -> None:
         else:
             kwargs[_identifier(item["name"])] = value
     if known is not None and (unknown := set(kwargs) - known):
-        raise CorruptFile(f"{op} has no argument {sorted(unknown)[0]!r}.", where=op)
+        raise CorruptFile(f"{op} has no argument {sorted(unknown)[0]!r}.", where=op, fix=EXPORT_FIX)
     _results(node, op, tuple(args), kwargs, scope)
 
 
@@ -305,7 +307,8 @@ def _symbolic(body: Mapping[str, Any], scope: _Scope) -> Any:
 
 def _identifier(name: Any) -> str:
     if not isinstance(name, str) or not _IDENTIFIER.match(name) or keyword.iskeyword(name) or name.startswith("__"):
-        raise CorruptFile(f"The archive names a value {str(name)[:80]!r}, which is not an identifier.")
+        raise CorruptFile(f"The archive names a value {str(name)[:80]!r}, which is not an identifier.",
+                          fix=EXPORT_FIX)
     return name
 
 
@@ -326,7 +329,8 @@ def _fresh(scope: _Scope, name: str) -> str:
 
 def _lookup(scope: _Scope, name: str) -> Any:
     if name not in scope.values:
-        raise CorruptFile(f"The graph reads {str(name)[:80]!r} before anything makes it.", where=str(name)[:80])
+        raise CorruptFile(f"The graph reads {str(name)[:80]!r} before anything makes it.", where=str(name)[:80],
+                          fix=EXPORT_FIX)
     return scope.values[name]
 
 

@@ -19,12 +19,12 @@ from cipm.load.checkpoint import Checkpoint
 from cipm.load.program import Program, check_key, read_program
 from cipm.load.retrace import Sample, export_program, functional
 from cipm.load.symbols import evaluate
+from cipm.load.tensors import EXPORT_FIX as FIX
 from cipm.load.tensors import export_dtype, raw_tensor
 from cipm.trace import to_module
 
 FORMAT = "pt2"
 SCHEMA_MAJOR = 8
-FIX = "Export again with torch 2.13: torch.export.save(torch.export.export(model.eval(), …), file)."
 
 
 def match(path: Path) -> bool:
@@ -149,8 +149,8 @@ def _check_present(program: Program, weights: Mapping[str, Any], constants: Mapp
     wanted += [(key, constants) for key in program.graph.constants.values()]
     missing = sorted({key for key, stored in wanted if key not in stored})
     if missing:
-        raise CorruptFile(f"The archive lacks {len(missing)} of its tensors: {', '.join(missing[:5])}.", where=missing[0],
-                          fix=FIX)
+        raise CorruptFile(f"The archive lacks tensors of its model ({len(missing)}): {', '.join(missing[:5])}.",
+                          where=missing[0], fix=FIX)
 
 
 # --- sizes ----------------------------------------------------------------------------------------------------------

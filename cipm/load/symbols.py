@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from cipm.errors import CorruptFile
+from cipm.load.tensors import EXPORT_FIX
 
 _TOKEN = re.compile(r"\s*(?:(?P<name>[A-Za-z_][A-Za-z0-9_]*)|(?P<number>-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)"
                     r"|'(?P<text>[A-Za-z0-9_.+-]*)'|(?P<mark>[(),=]))")
@@ -135,4 +136,4 @@ def _call(head: str, tokens: list[tuple[str, str]], at: int, depth: int, text: s
 
 def _refusal(text: str) -> CorruptFile:
     return CorruptFile(f"A symbolic size in the archive is not integer arithmetic: {text[:80]!r}. Nothing was evaluated.",
-                       fix="Export the model again with torch.export.export and torch.export.save.")
+                       fix=EXPORT_FIX)

@@ -11,6 +11,7 @@ import torch
 from cipm.errors import CorruptFile
 
 MAX_RANK = 8
+EXPORT_FIX = "Export again with torch 2.13: torch.export.save(torch.export.export(model.eval(), …), file)."
 EXPORT_DTYPES = {
     1: torch.uint8, 2: torch.int8, 3: torch.int16, 4: torch.int32, 5: torch.int64, 6: torch.float16, 7: torch.float32,
     8: torch.float64, 10: torch.complex64, 11: torch.complex128, 12: torch.bool, 13: torch.bfloat16, 28: torch.uint16,
@@ -29,7 +30,7 @@ SAFE_DTYPES = {
 def export_dtype(code: object, where: str) -> torch.dtype:
     """Return the dtype of a torch.export code, or raise CorruptFile."""
     if isinstance(code, bool) or not isinstance(code, int) or code not in EXPORT_DTYPES:
-        raise CorruptFile(f"{where} has dtype code {code!r}, which is not read here.", where=where)
+        raise CorruptFile(f"Tensor {where!r} has dtype code {code!r}, which is not read here.", where=where, fix=EXPORT_FIX)
     return EXPORT_DTYPES[code]
 
 
@@ -40,13 +41,14 @@ def raw_tensor(data: bytearray, dtype: torch.dtype, shape: Sequence[int], stride
     Raises CorruptFile where the view would reach beyond the bytes.
     """
     if len(shape) > MAX_RANK or len(shape) != len(strides) or min([offset, *shape, *strides], default=0) < 0:
-        raise CorruptFile(f"Tensor {key!r} has an impossible shape {list(shape)} with strides {list(strides)}.", where=key)
+        raise CorruptFile(f"Tensor {key!r} has an impossible shape {list(shape)} with strides {list(strides)}.", where=key,
+                          fix=EXPORT_FIX)
     if 0 in shape:
         return torch.empty(tuple(shape), dtype=dtype)
     end = (offset + 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))) * dtype.itemsize
     if max(end, math.prod(shape) * dtype.itemsize) > len(data):  # the second: zero strides would unfold without end
-        raise CorruptFile(f"Tensor {key!r} of shape {list(shape)} needs more than the {len(data):,} bytes that holds.",
-                          where=key)
+        raise CorruptFile(f"Tensor {key!r} of shape {list(shape)} needs more than the {len(data):,} bytes that the "
+                          "archive holds for it.", where=key, fix=EXPORT_FIX)
     return flat_tensor(data, dtype).as_strided(tuple(shape), tuple(strides), offset).contiguous()
 
 

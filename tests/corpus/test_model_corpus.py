@@ -1,0 +1,296 @@
+"""Every file that is not a model that CIPM reads gets its own sentence, and nothing of it is executed."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import bad_models as make
+import pytest
+import torch
+from torch import nn
+
+from cipm.errors import CipmError
+from cipm.load import load
+from cipm.trace import run
+
+Builder = Callable[[Path], Path]
+HERE = Path(__file__).parent
+EXPECTED: dict[str, list[Any]] = json.loads((HERE / "model_messages.json").read_text())
+SHARED = HERE.parents[2] / "shared" / "data" / "onnx"
+
+
+def _raw(name: str, data: bytes) -> Builder:
+    return lambda tmp: (tmp / name, (tmp / name).write_bytes(data))[0]
+
+
+def _folder(name: str, **files: str) -> Builder:
+    def build(tmp: Path) -> Path:
+        (tmp / name).mkdir()
+        for file, text in files.items():
+            (tmp / name / file.replace("__", ".")).write_text(text)
+        return tmp / name
+    return build
+
+
+def _cut(tmp: Path) -> Path:
+    data = make.tiny_export(tmp / "good.pt2").read_bytes()
+    (tmp / "cut.pt2").write_bytes(data[:len(data) // 2])
+    return tmp / "cut.pt2"
+
+
+def _hub(config: dict[str, Any], tensors: dict[str, torch.Tensor] | None = None) -> Builder:
+    return lambda tmp: make.hub_folder(tmp / "model", {**make.CONFIG, **config}, tensors if tensors is not None else {})
+
+
+def _target(name: str) -> Builder:
+    def change(payload: dict[str, Any]) -> None:
+        payload["graph_module"]["graph"]["nodes"][0]["target"] = name
+    return lambda tmp: make.edit_model(tmp, change)
+
+
+def _size(text: str) -> Builder:
+    def change(payload: dict[str, Any]) -> None:
+        payload["graph_module"]["graph"]["tensor_values"]["x"]["sizes"][0]["as_expr"]["expr_str"] = text
+    return lambda tmp: make.edit_model(tmp, change)
+
+
+def _symbol_value(tmp: Path) -> Path:
+    def change(payload: dict[str, Any]) -> None:
+        expression = {"expr_str": make.CODE, "hint": None}
+        payload["graph_module"]["graph"]["sym_int_values"]["size"] = {"as_expr": expression}
+    return make.edit_model(tmp, change)
+
+
+def _renamed(old: str, new: str) -> Builder:
+    def change(payload: dict[str, Any]) -> None:
+        text = json.dumps(payload).replace(json.dumps(old), json.dumps(new))
+        payload.clear()
+        payload.update(json.loads(text))
+    return lambda tmp: make.edit_model(tmp, change)
+
+
+def _weight(**changes: Any) -> Builder:
+    def change(config: dict[str, Any]) -> None:
+        config["first.weight"].update(changes)
+    return lambda tmp: make.edit_weights(tmp, change, **{"data/weights/weight_0": make.pickled()}
+                                         if changes.get("use_pickle") else {})
+
+
+def _meta(**changes: Any) -> Builder:
+    return lambda tmp: make.edit_weights(tmp, lambda config: config["first.weight"]["tensor_meta"].update(changes))
+
+
+def _key(new: str) -> Builder:
+    def change(config: dict[str, Any]) -> None:
+        config[new] = config.pop("first.weight")
+    return lambda tmp: make.edit_weights(tmp, change)
+
+
+def _opaque(tmp: Path) -> Path:
+    item = {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": True, "tensor_meta": None}
+    return make.rewrite(make.tiny_export(tmp / "good.pt2"), tmp / "bad.pt2", {
+        "data/constants/model_constants_config.json": lambda p: p["config"].update(thing=item),
+        "data/constants/opaque_obj_0": make.pickled()})
+
+
+def _script_object(tmp: Path) -> Path:
+    def change(payload: dict[str, Any]) -> None:
+        payload["graph_module"]["graph"]["custom_obj_values"]["obj"] = {"name": "obj", "class_fqn": "a.B"}
+    return make.edit_model(tmp, change)
+
+
+def _version(tmp: Path) -> Path:
+    return make.edit_model(tmp, lambda payload: payload["schema_version"].update(major=5))
+
+
+def _deep(tmp: Path) -> Path:
+    return make.rewrite(make.tiny_export(tmp / "good.pt2"), tmp / "bad.pt2", {"models/model.json": b"[" * 200_000})
+
+
+def _member(name: str, change: Any) -> Builder:
+    return lambda tmp: make.rewrite(make.tiny_export(tmp / "good.pt2"), tmp / "bad.pt2", {name: change})
+
+
+def _training(module: Callable[[], nn.Module]) -> Builder:
+    return lambda tmp: make.save_export(module().train(), tmp / "train.pt2", torch.randn(3, 4))
+
+
+def _shards(tmp: Path) -> Path:
+    folder = make.hub_folder(tmp / "model", make.CONFIG)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../../etc/passwd"}}))
+    return folder
+
+
+def _header(tmp: Path, header: bytes, data: bytes = b"") -> Path:
+    folder = make.hub_folder(tmp / "model", make.CONFIG)
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + data)
+    return folder
+
+
+def _tensor(**item: Any) -> Builder:
+    entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **item}
+    return lambda tmp: _header(tmp, json.dumps({"a": entry}).encode(), bytes(8))
+
+
+CASES: dict[str, Builder] = {
+    "empty file": _raw("model.pt2", b""),
+    "text file": _raw("model.pt2", b"This is a text, not a model.\n"),
+    "JSON file": _raw("config.json", b'{"model_type": "bert"}'),
+    "csv file": _raw("data.csv", b"a,b\n1,2\n"),
+    "binary noise": _raw("model.pt2", bytes(range(128, 256)) * 8),
+    "PNG": lambda tmp: make.image(tmp / "model.pt2", "PNG"),
+    "JPEG": lambda tmp: make.image(tmp / "model.pt2", "JPEG"),
+    "truncated zip": _cut,
+    "pickle": _raw("model.pkl", make.pickled()),
+    "state dict": lambda tmp: make.torch_saved(tmp / "model.pt", nn.Linear(2, 2).state_dict()),
+    "state dict, old format": lambda tmp: make.torch_saved(tmp / "model.pth", nn.Linear(2, 2).state_dict(), legacy=True),
+    "pickled module with payload": lambda tmp: make.torch_saved(tmp / "model.pt", make.Payload()),
+    "TorchScript": lambda tmp: make.scripted(tmp / "model.pt"),
+    "Keras HDF5": _raw("model.h5", b"\x89HDF\r\n\x1a\n" + bytes(88)),
+    "Keras zip": lambda tmp: make.zipped(tmp / "model.keras", {"config.json": b"{}", "metadata.json": b"{}",
+                                                               "model.weights.h5": b"\x89HDF\r\n\x1a\n"}),
+    "GGUF": _raw("model.gguf", b"GGUF\x03\x00\x00\x00" + bytes(16)),
+    "SavedModel": _folder("saved", saved_model__pb="\x08\x01"),
+    "ONNX": _raw("model.onnx", make.onnx_bytes()),
+    "safetensors alone": lambda tmp: make.hub_folder(tmp / "m", {}, {"a": torch.zeros(2)}) / "model.safetensors",
+    "NumPy archive": lambda tmp: make.npz(tmp / "data.npz"),
+    "AOTInductor": lambda tmp: make.compiled(tmp / "model.pt2"),
+    "Git LFS pointer": _raw("model.pt2", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n"),
+    "zip bomb": lambda tmp: make.zip_bomb(tmp / "bomb.zip"),
+    "overlapping zip": lambda tmp: make.overlapping_zip(tmp / "bomb.zip"),
+    "zip with a link": lambda tmp: make.zip_with_link(tmp / "model.zip"),
+    "zip with twins": lambda tmp: make.zip_with_twins(tmp / "model.zip"),
+    "zip that leaves itself": lambda tmp: make.zipped(tmp / "model.zip", {"../../evil": b"x"}),
+    "zip without a model": lambda tmp: make.zipped(tmp / "photos.zip", {"a.txt": b"x"}),
+    "folder without a model": _folder("folder", notes__txt="hello"),
+    "pickled hub weights": _folder("hub", config__json='{"model_type": "bert"}', pytorch_model__bin="x"),
+    "config alone": _folder("hub", config__json='{"model_type": "bert"}'),
+    "custom operator": lambda tmp: make.custom_op_export(tmp / "custom.pt2"),
+    "higher-order operator": lambda tmp: make.branching_export(tmp / "branch.pt2"),
+    "random numbers": lambda tmp: make.random_export(tmp / "random.pt2"),
+    "operator that reads files": _target("torch.ops.aten.from_file.default"),
+    "operator that writes": _target("torch.ops.aten.save.default"),
+    "python function": _target("torch.os.system"),
+    "operator with setitem": _target("_operator.setitem"),
+    "pickled weight": _weight(use_pickle=True),
+    "opaque constant": _opaque,
+    "script object": _script_object,
+    "size that runs code": _size(make.CODE),
+    "size with an attribute": _size("Symbol('s0').__class__"),
+    "size as a lambda": _size("(lambda: 1)()"),
+    "symbolic value that runs code": _symbol_value,
+    "value name that is code": _renamed("linear", "x); import os; (y"),
+    "input name that is code": _renamed("x", "x=__import__('os').getcwd()"),
+    "tensor key that is code": _key("first.weight\"), __import__('os'"),
+    "tensor key of a method": _key("forward.weight"),
+    "tensor beyond its bytes": _meta(sizes=[{"as_int": 600}, {"as_int": 4}]),
+    "tensor that unfolds": _meta(sizes=[{"as_int": 10**9}, {"as_int": 10**9}], strides=[{"as_int": 0}, {"as_int": 0}]),
+    "unknown dtype": _meta(dtype=99),
+    "weight missing": _key("other.weight"),
+    "weights file missing": _member("data/weights/weight_0", None),
+    "model JSON damaged": _member("models/model.json", b'{"graph_module": '),
+    "model JSON too deep": _deep,
+    "model JSON empty": _member("models/model.json", b'{"schema_version": {"major": 8}}'),
+    "other schema version": _version,
+    "two models": _member("models/other.json", b"{}"),
+    "big endian": _member("byteorder", b"big"),
+    "batch norm in training mode": _training(lambda: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))),
+    "dropout in training mode": _training(lambda: nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5))),
+    "hub type off the list": _hub({"model_type": "t5"}),
+    "hub class off the list": _hub({"architectures": ["ResNetBackbone"]}),
+    "hub code": _hub({"auto_map": {"AutoModel": "evil--repo.Model"}}),
+    "hub quantised": _hub({"quantization_config": {"quant_method": "gptq"}}),
+    "hub million layers": _hub({"model_type": "bert", "architectures": ["BertModel"], "num_hidden_layers": 10**6,
+                                "vocab_size": 10}),
+    "hub heads do not divide": _hub({"model_type": "bert", "architectures": ["BertModel"], "hidden_size": 10, "vocab_size": 10,
+                                     "num_attention_heads": 3}),
+    "hub vocabulary missing": _hub({"model_type": "gpt2", "architectures": ["GPT2Model"]}),
+    "hub tensors missing": _hub({}, {"other": torch.zeros(2)}),
+    "hub tensor misshapen": _hub({}, {"embedder.embedder.convolution.weight": torch.zeros(4, 1, 3, 3)}),
+    "hub shard outside": _shards,
+    "safetensors header too long": lambda tmp: _short(tmp),
+    "safetensors gap": _tensor(data_offsets=[8, 16]),
+    "safetensors wrong size": _tensor(shape=[3]),
+    "safetensors dtype": _tensor(dtype="F4"),
+    "safetensors negative": _tensor(shape=[-2]),
+    "safetensors twice": lambda tmp: _header(tmp, b'{"a": {}, "a": {}}'),
+}
+
+
+def _short(tmp: Path) -> Path:
+    folder = make.hub_folder(tmp / "model", make.CONFIG)
+    (folder / "model.safetensors").write_bytes((10**9).to_bytes(8, "little") + b"{}")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where a payload would leave its marker
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_refusal_says_what_it_is_and_what_to_do(name: str, tmp_path: Path) -> None:
+    path = CASES[name](tmp_path)
+    with pytest.raises(CipmError) as caught:
+        load(path)
+    error = caught.value
+    assert [error.code, error.message, error.fix] == EXPECTED[name]
+    assert not (tmp_path / make.MARKER).exists()
+
+
+def test_every_expected_message_has_its_file() -> None:
+    assert set(EXPECTED) == set(CASES)
+
+
+def test_payload_would_run_if_it_were_unpickled(tmp_path: Path) -> None:
+    pickle.loads(make.pickled())
+    assert (tmp_path / make.MARKER).exists()
+
+
+SLOTS = {
+    "sample inputs": {"data/sample_inputs/model.pt": make.in_memory(make.Payload())},
+    "sample inputs as a plain pickle": {"data/sample_inputs/model.pt": make.pickled()},
+    "extra pickle": {"extra/state.pkl": make.pickled()},
+    "unlisted opaque object": {"data/constants/opaque_obj_0": make.pickled()},
+    "guards": {"models/model.json": lambda p: p.update(guards_code=[make.CODE])},
+    "metadata": {"models/model.json": lambda p: p["graph_module"]["graph"]["nodes"][0]["metadata"].update(
+        nn_module_stack=make.CODE, torch_fn="os.mkdir;builtin")},
+}
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+def test_slots_that_are_not_read_are_not_executed(slot: str, tmp_path: Path) -> None:
+    good = make.tiny_export(tmp_path / "good.pt2")
+    bad = make.rewrite(good, tmp_path / "bad.pt2", SLOTS[slot])
+    original, loaded = load(good), load(bad)
+    assert not (tmp_path / make.MARKER).exists()
+    x = {"x": torch.randn(5, 4)}
+    for a, b in zip(run(original.graph, original.tensors, original.constants, x),
+                    run(loaded.graph, loaded.tensors, loaded.constants, x), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["light_vgg19.onnx", "mnist_cntk.onnx", "silero_vad_16k_op15.onnx", "basic_pitch_nmp.onnx"])
+def test_real_onnx_files_are_recognised(name: str) -> None:
+    if not (SHARED / name).exists():
+        pytest.skip(f"{SHARED / name} is not here")
+    with pytest.raises(CipmError) as caught:
+        load(SHARED / name)
+    assert [caught.value.code, caught.value.message, caught.value.fix] == EXPECTED["ONNX"]
+
+
+def test_a_changed_byte_in_a_weight_is_found(tmp_path: Path) -> None:
+    good = make.tiny_export(tmp_path / "good.pt2")
+    with zipfile.ZipFile(good) as archive:
+        info = next(i for i in archive.infolist() if i.filename.endswith("weight_0"))
+    data = bytearray(good.read_bytes())
+    start = info.header_offset + 30 + len(info.filename) + int.from_bytes(data[info.header_offset + 28:][:2], "little")
+    data[start + 5] ^= 1
+    good.write_bytes(data)
+    with pytest.raises(CipmError, match="'data/weights/weight_0' is damaged: Bad CRC-32"):
+        load(good)
