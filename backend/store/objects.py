@@ -27,7 +27,7 @@ from obstore.store import LocalStore, S3Store
 from backend.settings import Settings
 from cipm.errors import CorruptFile, LimitExceeded, NotFound
 
-CHUNK = 4 * 2**20
+CHUNK = 8 * 2**20  # S3 takes no smaller part than 5 MiB
 MAX_FILES = 100_000
 CACHE_BYTES = 20 * 2**30
 CACHE_SECONDS = 3600.0

@@ -8,6 +8,7 @@ is in, the file is hashed and moves into the content store; equal files are shar
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import secrets
@@ -17,8 +18,8 @@ import time
 from collections.abc import AsyncIterable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from io import FileIO
 from pathlib import Path
-from typing import IO
 
 from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
@@ -142,7 +143,7 @@ class _Writer:
     store: Store
     upload_id: str
     lock: str
-    file: IO[bytes]
+    file: FileIO
     offset: int
     size: int
     renewed: float = field(default_factory=time.monotonic)
@@ -151,20 +152,20 @@ class _Writer:
     def write(self, data: bytes | bytearray) -> None:
         """Write bytes. Raises LimitExceeded beyond the declared size; what fits is written first."""
         with self.busy:
+            # Before, not after: after a pause someone else may have finished this file, and nothing may touch it.
+            if time.monotonic() - self.renewed > RENEW_SECONDS:
+                self._save(LOCK_SECONDS)
             room = self.size - self.offset
-            self.file.write(data[:room])
-            self.offset += min(len(data), room)
+            self._put(memoryview(data)[:room])
             if len(data) > room:
                 raise LimitExceeded(f"More bytes came than the {self.size:,} that were declared.", where=self.upload_id,
                                     fix="Remove this upload and declare the true size.")
-            if time.monotonic() - self.renewed > RENEW_SECONDS:
-                self._save(LOCK_SECONDS)
 
     def close(self, data: bytes = b"") -> None:
         """Write what still fits, make the bytes count, and give the lock back."""
         with self.busy, self.file:
-            self.file.write(data[:self.size - self.offset])
-            self.offset = self.file.tell()
+            if data:
+                self.write(data[:self.size - self.offset])
             self._save(None)
 
     def close_whole(self, data: bytes = b"") -> Upload:
@@ -179,9 +180,19 @@ class _Writer:
         with self.store.read() as session:
             return session.get_one(Upload, self.upload_id)
 
+    def _put(self, data: memoryview) -> None:
+        try:
+            while data:
+                written = self.file.write(data)
+                self.offset, data = self.offset + written, data[written:]
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise LimitExceeded("The server's disk is full.", where=self.upload_id,
+                                fix="The upload resumes here once there is room again.") from error
+
     def _save(self, hold: float | None) -> None:
         """Make the bytes so far count; keep the lock for `hold` seconds or give it back. Raises Conflict without it."""
-        self.file.flush()
         self.renewed = time.monotonic()
         values = {"offset": self.offset, "locked_by": self.lock if hold else None,
                   "locked_until": db_now() + hold if hold else None}
@@ -198,7 +209,7 @@ def _open(store: Store, upload_id: str, owner_id: str, offset: int) -> _Writer:
     lock, size = _lock(store, upload_id, owner_id, offset)
     path = part_path(store, upload_id)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")
+    file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)  # no byte may linger past the lock
     file.truncate(offset)  # bytes that never counted, of a server that died
     file.seek(offset)
     return _Writer(store, upload_id, lock, file, offset, size)
