@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import dash_mantine_components as dmc
 from dash import Dash, dcc, html
 from dash.development.base_component import Component
 from fastapi import FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from frontend.ids import Shell
 from frontend.pages import account, analysis, home, sharing
@@ -27,6 +30,9 @@ THEME = {"fontFamily": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif
          "primaryShade": {"light": 7, "dark": 7}, "cursorType": "pointer"}
 
 
+ASSETS = Path(__file__).parent / "assets"
+
+
 def mount(app: FastAPI, make_client: ClientFactory) -> Dash:
     """Return the Dash app that now answers every page of `app`; routes under /api must be registered before.
 
@@ -35,13 +41,43 @@ def mount(app: FastAPI, make_client: ClientFactory) -> Dash:
     dmc.pre_render_color_scheme()
     site = Site(make_client)
     pages = Dash(__name__, server=app, use_pages=True, pages_folder="", title="CIPM", update_title=None,
-                 assets_folder=str(Path(__file__).parent / "assets"), suppress_callback_exceptions=True,
-                 index_string=INDEX, include_pages_meta=False, serve_locally=True, use_async=True)
+                 assets_folder=str(ASSETS), include_assets_files=False, external_scripts=_addresses("*.js"),
+                 external_stylesheets=_addresses("*.css"), suppress_callback_exceptions=True, index_string=INDEX,
+                 include_pages_meta=False, serve_locally=True, use_async=True)
     _register_pages(site)
     pages.layout = shell()
     for part in (home, analysis, sharing, account):
         part.register(pages, site)
+    app.add_middleware(FirstPageFirst)
     return pages
+
+
+class FirstPageFirst:
+    """Ask Dash for `/` before anything else: only then does it complete itself, and pages served earlier lack parts."""
+
+    def __init__(self, app: ASGIApp):
+        self.app, self.lock, self.asked = app, asyncio.Lock(), False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self.asked and scope["type"] == "http" and not scope["path"].startswith("/api"):
+            async with self.lock:
+                if not self.asked:
+                    await self.app({**scope, "method": "GET", "path": "/", "raw_path": b"/", "query_string": b""}, receive, _nowhere)
+                    self.asked = True
+        await self.app(scope, receive, send)
+
+
+async def _nowhere(_: Message) -> None:
+    """Drop an answer."""
+
+
+def _addresses(pattern: str) -> list[str]:
+    """Return the addresses of our scripts or styles, in order of name, each with a mark of its contents.
+
+    Dash would find them itself, but not in time where the first page asked for is not the first page.
+    """
+    return [f"/assets/{path.name}?v={hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
+            for path in sorted(ASSETS.glob(pattern))]
 
 
 def _register_pages(site: Site) -> None:

@@ -1,4 +1,4 @@
-"""The plotly figures, as pure functions of the report. Colours read well on light and dark; text colours come from CSS."""
+"""The plotly figures, as pure functions of the report. Colours suit light and dark; text colours come from CSS."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def whatif_curve(group: Mapping[str, Any], baseline: Mapping[str, Any], keep: in
                        line={"color": PREDICTED, "width": 2}, hovertemplate="%{y:.4g}")
     measured = whatif.get("measured") or []
     figure.add_scatter(x=[point["keep"] for point in measured], y=[point["loss"] for point in measured],
-                       name="measured", mode="markers", marker={"color": MEASURED, "size": 9},
+                       name="measured", mode="markers", marker={"color": MEASURED, "size": 9}, cliponaxis=False,
                        customdata=[point.get("rows") for point in measured],
                        hovertemplate="%{y:.4g} on %{customdata:,} rows")
     if baseline.get("loss") is not None:
@@ -37,10 +37,10 @@ def marker(keep: int) -> dict[str, Any]:
 
 def _layout(size: int, loss: str) -> dict[str, Any]:
     axis = {"gridcolor": GRID, "zeroline": False, "linecolor": GRID, "ticks": ""}
-    return {"margin": {"l": 56, "r": 12, "t": 8, "b": 44}, "paper_bgcolor": "rgba(0,0,0,0)",
+    return {"margin": {"l": 56, "r": 12, "t": 8, "b": 10}, "paper_bgcolor": "rgba(0,0,0,0)",
             "plot_bgcolor": "rgba(0,0,0,0)", "font": {"family": "system-ui, sans-serif", "size": 12, "color": "#868e96"},
             "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "top"}, "hovermode": "x",
-            "xaxis": {**axis, "title": {"text": "units kept"}, "range": [0, size * 1.02]},
+            "xaxis": {**axis, "range": [1, max(2, size)], "showticklabels": False},
             "yaxis": {**axis, "title": {"text": loss}, "rangemode": "tozero"}, "uirevision": "keep", "height": 340}
 
 

@@ -35,6 +35,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return text.replace("-", MINUS)
 
 
+def fixed(value: float | None, places: int = 2) -> str:
+    """Return a number with so many decimals, for columns; a dash for none and NaN."""
+    return NONE if value is None or math.isnan(value) else f"{value:.{places}f}".replace("-", MINUS)
+
+
 def percent(share: float | None, digits: int = 1) -> str:
     """Return a share 0…1 as per cent."""
     return NONE if share is None or math.isnan(share) else f"{100 * share:.{digits}f}\u202f%"

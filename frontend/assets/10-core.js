@@ -55,7 +55,7 @@
   };
 
   cipm.setProps = function (id, props) {
-    if (window.dash_clientside && window.dash_clientside.set_props && document.getElementById(id)) {
+    if (window.dash_clientside && window.dash_clientside.set_props) {
       window.dash_clientside.set_props(id, props);
     }
   };
@@ -103,7 +103,7 @@
     announce(before) {
       for (const action of [...listeners]) action(this.values, before);
       const structural = ["group", "tab", "matrix"];
-      if (structural.some((name) => before[name] !== this.values[name])) {
+      if (document.querySelector(".analysis") && structural.some((name) => before[name] !== this.values[name])) {
         const data = Object.fromEntries(structural.map((name) => [name, this.values[name] || null]));
         cipm.setProps("view-state", { data });
       }
@@ -146,7 +146,7 @@
     },
     clear() { windows.clear(); },
     get(axis, size) {
-      const found = windows.get(axis);
+      const found = windows.get(axis) || windows.get(axis.replace(/\u2032$/, ""));
       if (!found) return [0, size];
       const end = Math.min(found[1], size);
       return end - found[0] > 0 ? [Math.max(0, found[0]), end] : [0, size];

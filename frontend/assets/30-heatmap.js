@@ -143,14 +143,14 @@
       this.meta = meta; this.source = source;
       this.rows = new Axis(meta.rows, rows, false);
       this.cols = new Axis(meta.cols, cols, meta.rows.axis === meta.cols.axis);
-      this.caption.textContent = this.props.caption || meta.title;
+      this.caption.textContent = `${this.props.caption || meta.title} \u00b7 ${this.order}`;
       this.describe();
       this.schedule();
     }
 
     describe() {
       const { meta } = this, number = cipm.number;
-      const missing = meta.nan ? `, ${meta.nan.toLocaleString("en")} missing (hatched)` : "";
+      const missing = meta.nan ? ` \u00b7 ${meta.nan.toLocaleString("en")} missing` : "";
       this.detail.textContent = `${meta.shape[0].toLocaleString("en")} \u00d7 ${meta.shape[1].toLocaleString("en")}${missing}`;
       this.stage.setAttribute("aria-label", `Heatmap of ${meta.title}, order ${this.order}. Arrow keys move, plus and minus zoom, zero shows all.`);
       this.summary.textContent = `${meta.shape[0]} rows along ${this.rows.title}, ${meta.shape[1]} columns along ${this.cols.title}; ` +
@@ -186,8 +186,9 @@
       for (let i = 0; i < 256; i += 1) pixels[i] = ramp[Math.round((i / 255) * 1024)];
       context.putImageData(image, 0, 0);
       const clipped = this.limit < this.most ? ["\u2264 ", "\u2265 "] : ["", ""];
-      this.low.textContent = clipped[0] + cipm.number(-this.limit);
-      this.high.textContent = clipped[1] + cipm.number(this.limit);
+      const short = minus(Number(this.limit.toPrecision(3)));
+      this.low.textContent = `${clipped[0]}${minus("-")}${short}`;
+      this.high.textContent = clipped[1] + short;
       this.slider.hidden = fixed;
       this.slider.value = String(Math.round((Math.log10(this.limit / this.most) / 3 + 1) * 100));
       this.slider.setAttribute("aria-valuetext", `plus or minus ${cipm.number(this.limit)}`);

@@ -288,7 +288,7 @@
         return node;
       };
       const [file, folder] = [input(false), input(true)];
-      const button = (text, node) => el("button", { type: "button", class: "cipm-button subtle", onclick: () => node.click() }, text);
+      const button = (text, node) => el("button", { type: "button", class: "cipm-button", onclick: () => node.click() }, text);
       return [el("h3", {}, slot.title), el("p", { class: "upload-call" }, slot.text), el("p", { class: "upload-hint" }, slot.formats),
         el("div", { class: "upload-actions" }, button("Choose file", file), button("Choose folder", folder)), file, folder];
     }

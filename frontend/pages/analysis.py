@@ -112,8 +112,8 @@ def _groups(report: Json) -> Component:
     rows = vm.group_rows(report)
     chosen = vm.choose_group(report, None)
     return html.Nav([
-        dcc.Input(id="group-filter", type="search", placeholder="Filter groups", className="filter", debounce=False,
-                  autoComplete="off"),
+        dmc.TextInput(id="group-filter", placeholder="Filter groups", size="xs", mb=8,
+                      inputProps={"type": "search", "autoComplete": "off", "aria-label": "Filter groups"}),
         html.Div([_group_line(row) for row in rows], id="group-list", role="listbox", className="group-list",
                  **{"aria-label": "Symmetry groups", "data-default": chosen["name"] if chosen else ""}),
         html.P("No group matches.", id="group-none", className="quiet", hidden=True)],

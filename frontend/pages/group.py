@@ -74,10 +74,11 @@ def _matrices(report: Json, group: Json, view: vm.View, page: Json) -> Any:
     if matrix is None:
         what = "correlation matrix" if kind == "correlation" else "weight matrix"
         return empty(f"No {what} for this group", group.get("unavailable") or "Nothing reads this group's activations.")
-    chooser = dmc.Select(id=Analysis.MATRIX, data=[{"value": m["id"], "label": m["title"]} for m in matrices],
-                         value=matrix["id"], searchable=len(matrices) > 8, allowDeselect=False, size="xs", w=320,
-                         persistence=False, **{"aria-label": "Matrix"}) if len(matrices) > 1 else None
-    return [html.Div(chooser, className="matrix-choice") if chooser else None, _panes(matrix, group, page)]
+    chooser = html.Div(dmc.Select(
+        id=Analysis.MATRIX, data=[{"value": m["id"], "label": m["title"]} for m in matrices], value=matrix["id"],
+        searchable=len(matrices) > 8, allowDeselect=False, size="xs", w=320, **{"aria-label": "Matrix"}),
+        className="matrix-choice")
+    return [chooser if len(matrices) > 1 else None, _panes(matrix, group, page)]
 
 
 def _panes(matrix: Json, group: Json, page: Json) -> Component:
@@ -89,7 +90,7 @@ def _panes(matrix: Json, group: Json, page: Json) -> Component:
 def _pane(matrix: Json, pane: str, orders: list[str], page: Json) -> Heatmap:
     return Heatmap(id=f"heatmap-{pane}", src=f"/api/analyses/{page['id']}/matrices/{matrix['id']}", share=page.get("share"),
                    kind=matrix["kind"], pane=pane, order=orders[0] if orders else "original", orders=orders,
-                   caption=f"{matrix['title']} \u00b7 {'original' if pane == 'original' else 'reordered'}")
+                   caption="Correlation" if matrix["kind"] == "correlation" else matrix["title"])
 
 
 # ---------------------------------------------------------------- modules
@@ -119,8 +120,8 @@ def _module(row: vm.ModuleRow, group: Json) -> html.Tr:
                           html.Div([html.Span(row.ranges), copy_button(", ".join(map(str, row.units)))],
                                    className="module-units")])
     return html.Tr([html.Td(go, **{"data-value": str(row.id)}), html.Td(units, **{"data-value": str(row.size)}),
-                    html.Td(words.number(row.coherence, 2), **{"data-value": str(row.coherence or 0)}),
-                    html.Td(words.number(row.stability, 2), **{"data-value": str(row.stability or 0)})])
+                    html.Td(words.fixed(row.coherence), **{"data-value": str(row.coherence or 0)}),
+                    html.Td(words.fixed(row.stability), **{"data-value": str(row.stability or 0)})])
 
 
 # ---------------------------------------------------------------- redundancy

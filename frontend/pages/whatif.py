@@ -30,9 +30,9 @@ def panel(group: Json, baseline: Json, page: Json) -> Any:
     return html.Div([
         dcc.Graph(id=WhatIf.CURVE, figure=whatif_curve(group, baseline, keep), config={"displayModeBar": False},
                   style={"height": "340px"}, className="curve"),
-        html.Label("Units kept", htmlFor=str(WhatIf.KEEP), className="slider-label"),
-        dmc.Slider(id=WhatIf.KEEP, value=keep, min=1, max=group["size"], step=1, updatemode="drag", size="sm", mb=28,
-                   marks=[{"value": at, "label": words.integer(at)} for at in _marks(group["size"])]),
+        html.Div(dmc.Slider(id=WhatIf.KEEP, value=keep, min=1, max=group["size"], step=1, updatemode="drag", size="sm",
+                            mb=30, marks=[{"value": at, "label": words.integer(at)} for at in _marks(group["size"])],
+                            thumbLabel="Units kept"), className="slider"),
         html.Div(numbers(group, baseline, keep), id=WhatIf.NUMBERS), measure,
         JobStream(id=WhatIf.STREAM), html.P(_how(group, baseline), className="quiet how")], className="whatif")
 
