@@ -1,8 +1,9 @@
-"""What a process can have ready before it knows its job: the compiled loops, from their cache on disk."""
+"""What a process can have ready before it knows its job: compiled loops from their cache, and what tracing imports."""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import pdist, squareform
 
@@ -11,8 +12,12 @@ from cipm.ordering.leaves import leaf_order
 
 
 def prepare() -> None:
-    """Call each compiled loop once on a toy; the jail calls this before it locks, as locked it finds no cache."""
+    """Call each compiled loop and trace a module once, on toys; the jail calls this before it locks.
+
+    Locked, a process finds no cache, and the first trace imports for 2 s. Nothing here may start a thread.
+    """
     generator = np.random.default_rng(0)
     points = generator.normal(size=(8, 2)).astype(np.float32)
     communities(points, 0.1, generator=generator)
     leaf_order(linkage(points), squareform(pdist(points)))
+    torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(2, 2),), strict=False)
