@@ -80,7 +80,10 @@ def by_size(labels: np.ndarray) -> np.ndarray:
 
 @compiled
 def _local_moving(factors, sizes, labels, visits, resolution):  # pragma: no cover  (compiled)
-    """Move one node at a time to the module that gains most, until a whole pass moves none."""
+    """Move one node at a time to the module that gains most, until a whole pass moves none.
+
+    `slots` lists the modules in use first (`used` of them), then the empty ones; `spot` is its inverse.
+    """
     nodes, width = factors.shape
     sums = np.zeros_like(factors)
     weight = np.zeros_like(sizes)
@@ -88,6 +91,7 @@ def _local_moving(factors, sizes, labels, visits, resolution):  # pragma: no cov
         weight[labels[i]] += sizes[i]
         for f in range(width):
             sums[labels[i], f] += factors[i, f]
+    slots, spot, used = np.arange(nodes), np.arange(nodes), nodes
     for _ in range(50):
         moves = 0
         for visit in range(nodes):
@@ -96,11 +100,15 @@ def _local_moving(factors, sizes, labels, visits, resolution):  # pragma: no cov
             weight[old] -= sizes[i]
             for f in range(width):
                 sums[old, f] -= factors[i, f]
-            best, best_gain, stay, alone = old, np.float32(0), np.float32(0), -1
-            for c in range(nodes):
-                if weight[c] <= 0.5:
-                    if alone < 0:
-                        alone = c
+            best, best_gain, stay = old, np.float32(0), np.float32(0)
+            at = 0
+            while at < used:
+                c = slots[at]
+                if weight[c] <= 0.5:  # empty: swap it behind the modules in use
+                    used -= 1
+                    last = slots[used]
+                    slots[at], slots[used] = last, c
+                    spot[last], spot[c] = at, used
                     continue
                 gain = -resolution * sizes[i] * weight[c]
                 for f in range(width):
@@ -109,16 +117,25 @@ def _local_moving(factors, sizes, labels, visits, resolution):  # pragma: no cov
                     stay = gain
                 if gain > best_gain:
                     best, best_gain = c, gain
+                at += 1
             if best_gain <= 0 and stay < 0:
-                best = alone
+                best = slots[used]  # alone is better: an empty module, and there is one while i is out
             elif best_gain <= stay + np.float32(1e-5):
                 best = old
             if best != old:
                 moves += 1
             labels[i] = best
-            for f in range(width):
-                sums[best, f] = factors[i, f] + (sums[best, f] if weight[best] > 0.5 else 0)
+            if spot[best] >= used:
+                last = slots[used]
+                slots[spot[best]], spot[last] = last, spot[best]
+                slots[used], spot[best] = best, used
+                used += 1
+                weight[best] = 0
+                for f in range(width):
+                    sums[best, f] = 0
             weight[best] += sizes[i]
+            for f in range(width):
+                sums[best, f] += factors[i, f]
         if moves == 0:
             break
     return labels

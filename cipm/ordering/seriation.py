@@ -51,10 +51,12 @@ def seriate_points(points: np.ndarray) -> np.ndarray:
 def _seriate(points: np.ndarray) -> np.ndarray:
     if len(points) < 3:
         return np.arange(len(points))
-    merges = fastcluster.linkage_vector(points, method="ward")
     if len(points) > LEAF_ORDER_UNITS:
-        return assignment_sort(points, _hanging(merges, points))
-    return assignment_sort(points, leaf_order(merges, _distances(points)))
+        return assignment_sort(points, _hanging(fastcluster.linkage_vector(points, method="ward"), points))
+    distances = _distances(points)
+    merges = fastcluster.linkage(distances[np.triu_indices(len(points), 1)].astype(np.float64), method="ward",
+                                 preserve_input=False)
+    return assignment_sort(points, leaf_order(merges, distances))
 
 
 def assignment_sort(points: np.ndarray, order: np.ndarray) -> np.ndarray:

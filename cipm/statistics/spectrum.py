@@ -72,23 +72,30 @@ def _above(matrix: np.ndarray, edge: float) -> tuple[np.ndarray, np.ndarray]:
     return values[::-1], vectors[:, ::-1]
 
 
-def _block_iteration(matrix: np.ndarray, edge: float, width: int = 64) -> tuple[np.ndarray, np.ndarray]:
-    """Return the eigenpairs above the edge by a randomised block Krylov space, widened until one falls below it.
+def _block_iteration(matrix: np.ndarray, edge: float, rounds: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    """Return the eigenpairs above the edge by subspace iteration, in a block widened until a quarter is below it.
 
-    Source: Musco & Musco, "Randomized block Krylov methods for stronger and faster approximate SVD" (2015).
+    Source: Halko, Martinsson, Tropp, "Finding structure with randomness" (2011), algorithm 4.4.
     """
-    n = matrix.shape[0]
+    n, width = matrix.shape[0], min(256, matrix.shape[0] // 16)
     while True:
-        block = np.random.default_rng(0).standard_normal((n, width), dtype=np.float32)
-        space = [matrix @ block]
-        for _ in range(3):
-            space.append(matrix @ linalg.qr(space[-1], mode="economic", check_finite=False)[0])
-        basis = linalg.qr(np.concatenate(space, axis=1), mode="economic", check_finite=False)[0]
-        values, vectors = linalg.eigh(basis.T @ (matrix @ basis), check_finite=False)
+        basis = np.random.default_rng(0).standard_normal((n, width)).astype(matrix.dtype)
+        for _ in range(rounds):
+            basis = _orthonormal(matrix @ basis)
+        values, vectors = linalg.eigh((basis.T @ (matrix @ basis)).astype(np.float64), check_finite=False)
         above = values > edge
-        if above.sum() <= width or 8 * width > n:
-            return values[above].astype(np.float64), (basis @ vectors[:, above]).astype(np.float64)
+        if above.sum() <= 0.75 * width or 4 * width > n:
+            return values[above], basis.astype(np.float64) @ vectors[:, above]
         width *= 2
+
+
+def _orthonormal(block: np.ndarray) -> np.ndarray:
+    """Return an orthonormal basis of the columns, by a float64 Cholesky factor: much faster than a QR."""
+    wide = block.astype(np.float64)
+    gram = wide.T @ wide
+    gram[np.diag_indices(len(gram))] += 1e-14 * np.trace(gram)
+    factor = linalg.cholesky(gram, lower=True, check_finite=False)
+    return linalg.solve_triangular(factor, wide.T, lower=True, check_finite=False).T.astype(block.dtype)
 
 
 @dataclass(frozen=True)
