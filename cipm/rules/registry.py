@@ -81,15 +81,29 @@ class Call:
         joined = {letter: self._join_letter(terms, letter, letters) for letter in letters}
         return [_restrict(joined[letter], letters, out, self) if letter in joined else FREE for letter in out]
 
+    def _meet_fixed(self, array: np.ndarray, fixed: Fixed, dim: int) -> None:
+        """Pin labels that meet a fixed axis; where they also depend on other axes (heads), they keep their place within."""
+        if array.size == array.shape[dim]:
+            self.book.pin(array, fixed)
+            return
+        shape = [-1 if i == dim else 1 for i in range(array.ndim)]
+        places = np.broadcast_to(np.arange(array.shape[dim]).reshape(shape), array.shape)
+        self.book.roles.append((array.ravel(), places.ravel()))
+
     def _join_letter(self, terms: Sequence[tuple[Value, str]], letter: str, letters: str) -> Axis:
         found = [_spread(value, names, letter, letters) for value, names in terms
                  if letter in names and not (value.shape[names.index(letter)] == 1 and _size(terms, letter) > 1)]
         arrays = [axis for axis in found if isinstance(axis, np.ndarray)]
         fixed = [axis for axis in found if isinstance(axis, Fixed)]
         if fixed:
+            for value, names in terms:
+                if letter in names:
+                    self.book.touch(value, names.index(letter))
             for array in arrays:
-                self.book.pin(array, fixed[0])
-            return fixed[0]
+                self._meet_fixed(array, fixed[0], letters.index(letter))
+            arrays = [array for array in arrays if array.size > array.shape[letters.index(letter)]]
+            if not arrays:
+                return fixed[0]
         result: Axis = FREE
         for array in arrays:
             result = array if isinstance(result, Free) else self.book.tie(result, array)

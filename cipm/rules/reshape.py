@@ -105,11 +105,11 @@ def _merge_pair(book: LabelBook, outer: Axis, inner: Axis, sizes: tuple[int, int
 
 def _pair_labels(book: LabelBook, outer: np.ndarray, inner: np.ndarray, at: int) -> np.ndarray:
     a, b = np.broadcast_arrays(outer, inner)
-    if inner.shape[at] > 1:  # elements that depend on the outer axis are its children
+    if inner.shape[at] > 1 and np.unique(b).size == b.size:  # elements that depend on the outer axis are its children
         book.child(b, a, soft=True)
         book.factor(b, a, b)
         return b
-    if outer.shape[at + 1] > 1:
+    if outer.shape[at + 1] > 1 and np.unique(a).size == a.size:
         book.child(a, b, soft=True)
         return a
     key = (a.tobytes(), b.tobytes())
@@ -263,27 +263,31 @@ def expand(call: Call) -> list[Axis]:
     lead = len(shape) - len(value.shape)
     padded = Value(value.name, (1,) * lead + value.shape, (FREE,) * lead + tuple(
         axis.reshape((1,) * lead + axis.shape) if isinstance(axis, np.ndarray) else axis for axis in value.axes))
-    axes = [FREE if old == 1 < new else axis for axis, old, new in zip(padded.axes, padded.shape, shape, strict=True)]
-    tiled = [i for i, (old, new) in enumerate(zip(padded.shape, shape, strict=True)) if old not in (1, new)]
-    if not tiled:
-        return axes
-    return _tile(call, padded, shape)
+    if all(old in (1, new) for old, new in zip(padded.shape, shape, strict=True)):
+        return [FREE if old == 1 < new else axis for axis, old, new in zip(padded.axes, padded.shape, shape, strict=True)]
+    return _copies(call, padded, shape, outside=True)
 
 
-def _tile(call: Call, value: Value, shape: Sequence[int]) -> list[Axis]:
-    """Repeat: an outer axis of copies merged with the axis itself."""
-    grown: list[int] = []
-    axes: list[Axis] = []
-    places: list[int] = []
-    for size, target in zip(value.shape, shape, strict=True):
-        places.append(len(grown) + 1)
-        grown.extend((target // size, size))
-    for own, axis in zip(places, value.axes, strict=True):
-        dims = [1] * len(grown)
+@rule("repeat_interleave.self_int")
+def repeat_interleave(call: Call) -> list[Axis]:
+    """Repeat every position of an axis in place: an inner axis of copies merged with the axis (grouped-query heads)."""
+    value = call["self"]
+    if call["dim"] is None:
+        flat = Value(value.name, (int(np.prod(value.shape)),), tuple(reshape(call.book, value, (int(np.prod(value.shape)),))))
+        return _copies(call, flat, call.shape, outside=False)
+    return _copies(call, value, call.shape, outside=False)
+
+
+def _copies(call: Call, value: Value, shape: Sequence[int], *, outside: bool) -> list[Axis]:
+    """Merge every axis with a free axis of copies before it (`outside`) or after it."""
+    places = [2 * i + int(outside) for i in range(len(value.shape))]
+    axes: list[Axis] = [FREE] * (2 * len(places))
+    sizes = [1] * len(axes)
+    for place, size, target, axis in zip(places, value.shape, shape, value.axes, strict=True):
+        dims = [1] * len(axes)
         if isinstance(axis, np.ndarray):
             for other, n in zip(places, axis.shape, strict=True):
                 dims[other] = n
             axis = axis.reshape(dims)
-        axes.extend((FREE, axis))
-        assert len(axes) == own + 1
-    return reshape(call.book, Value(value.name, tuple(grown), tuple(axes)), shape)
+        axes[place], sizes[place], sizes[place ^ 1] = axis, size, target // size
+    return reshape(call.book, Value(value.name, tuple(sizes), tuple(axes)), shape)

@@ -27,7 +27,7 @@ def discover_groups(checkpoint: Checkpoint, *, seed: int = 0) -> Symmetry:
     walked = walk(checkpoint, inputs)
     structure = build_structure(walked)
     families = find_families(structure)
-    names = _names(structure, families)
+    names = _names(structure, families, _read_axes(walked))
     groups = tuple(_group(family, names, structure, walked, checkpoint) for family in families)
     return Symmetry(groups, _pins(checkpoint, structure, groups, walked), None, _movable_share(checkpoint, groups))
 
@@ -41,8 +41,8 @@ def _group(family: Family, names: Mapping[Family, str], structure: Structure, wa
     unit_of = {c: u for u, unit in enumerate(family.units) for c in (unit, *structure.descendants.get(unit, ()))}
     carrier = [name for other, name in names.items() if family.carriers & set(other.units)]
     taps = _taps(unit_of, len(family.units), structure, walked)
-    return SymmetryGroup(names[family], _kind(family, structure, checkpoint, places), len(family.units), family.blocks,
-                         carrier[-1] if carrier else None, places, taps)
+    return SymmetryGroup(names[family], _kind(family, structure, checkpoint, places, taps), len(family.units), family.blocks,
+                         carrier[0] if carrier else None, places, taps)
 
 
 def _taps(unit_of: Mapping[int, int], size: int, structure: Structure, walked: Walk) -> tuple[Tap, ...]:
@@ -85,14 +85,17 @@ def _stored_axis(operand: Value, axis: int, owner: Mapping[int, tuple[str, int]]
     return owner.get(int(labels.flat[0])) if isinstance(labels, np.ndarray) else None
 
 
-def _kind(family: Family, structure: Structure, checkpoint: Checkpoint, places: Sequence[Place]) -> str:
-    writers = {p.tensor for p in places if p.axis == 0 and checkpoint.tensors[p.tensor].ndim > 1}
+def _kind(family: Family, structure: Structure, checkpoint: Checkpoint, places: Sequence[Place],
+          taps: Sequence[Tap]) -> str:
+    """Return a word for people. Writers are the matrices whose axis no tap reads."""
+    read = {consumer for tap in taps for consumer in tap.consumers}
+    writers = {p.tensor for p in places if (p.tensor, p.axis) not in read and checkpoint.tensors[p.tensor].ndim > 1}
     convolved = any(checkpoint.tensors[key].ndim > 2 for key in writers)
     if family.blocks > 1:
         return "channels in groups" if convolved else "units in heads"
     if _carries(structure, family):
         return "channel groups" if convolved else "heads"
-    if len(writers) > 1:
+    if len(writers) > 1 and len(taps) > 1:
         return "residual stream"
     return "channels" if convolved else "units"
 
@@ -103,20 +106,26 @@ def _carries(structure: Structure, family: Family) -> bool:
     return any(not any(isinstance(mark, tuple) for mark in structure.marks.get(c, ())) for c in below)
 
 
-def _names(structure: Structure, families: Sequence[Family]) -> dict[Family, str]:
-    """Name each family after the module that writes it; inner and outer levels of one module get a suffix."""
+def _read_axes(walked: Walk) -> set[tuple[str, int]]:
+    """Return the stored axes that contractions read."""
+    owner = {int(labels[0]): key for key, labels in walked.atoms.items() if labels.size}
+    return {place for c in walked.consumers if (place := _stored_axis(c.operand, c.operand_axis, owner)) is not None}
+
+
+def _names(structure: Structure, families: Sequence[Family], read: set[tuple[str, int]]) -> dict[Family, str]:
+    """Name each family after the first module that writes it; a second family of one module gets a number."""
     taken: dict[str, int] = {}
     names: dict[Family, str] = {}
     for family in families:
-        name = _base_name(structure, family)
+        name = _base_name(structure, family, read)
         taken[name] = taken.get(name, 0) + 1
         names[family] = name if taken[name] == 1 else f"{name}.{taken[name]}"
     return names
 
 
-def _base_name(structure: Structure, family: Family) -> str:
+def _base_name(structure: Structure, family: Family, read: set[tuple[str, int]]) -> str:
     keys = [structure.axes[axis] for axis in unit_positions(structure, family.units[0])]
-    writers = [key for key, axis in keys if axis == 0] or [key for key, _ in keys]
+    writers = [key for key, axis in keys if (key, axis) not in read] or [key for key, _ in keys]
     base = re.sub(r"[^A-Za-z0-9._-]", "_", writers[0]).removesuffix(".weight").removesuffix(".bias")
     if family.blocks > 1:
         return f"{base}.units"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from scipy.sparse import coo_matrix
@@ -14,6 +15,8 @@ from cipm.rules import Fixed
 from cipm.symmetry.walk import Walk
 
 Key = tuple[object, ...]
+Pairs = np.ndarray
+"""An int64 array [2, n] of pairs."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,8 @@ class Family:
 
 def build_structure(walk: Walk) -> Structure:
     """Resolve all facts of a walk into classes."""
-    class_of = _classes(walk)
-    child, parent = _active_maps(walk, class_of)
-    ancestors, descendants = _closure(child, parent)
+    class_of, maps = _classes(walk)
+    ancestors, descendants = _closure(*maps)
     axes = tuple(walk.atoms)
     positions: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for number, key in enumerate(axes):
@@ -84,40 +86,74 @@ def unit_positions(structure: Structure, unit: int) -> dict[int, list[int]]:
     return {axis: sorted(places) for axis, places in sorted(found.items())}
 
 
-def _classes(walk: Walk) -> np.ndarray:
-    """Return the class of every label: connected by ties, and by maps that form a circle."""
+def _classes(walk: Walk) -> tuple[np.ndarray, Pairs]:
+    """Return the class of every label (connected by ties) and the maps between classes that count.
+
+    Facts that follow are added until none is new: two block structures of the same labels that cut alike are one; where
+    one refines the other, its blocks move with the coarser ones; maps that form a circle are ties.
+    """
     book = walk.book
-    tied = [np.concatenate(side) if side else np.zeros(0, np.int64)
-            for side in (list(s) for s in zip(*book.ties, strict=True))] if book.ties else [np.zeros(0, np.int64)] * 2
-    _, first = connected_components(_relation(tied[0], tied[1], book.count), directed=False)
-    child, parent = _active_maps(walk, first)
-    _, second = connected_components(_relation(child, parent, book.count), directed=True, connection="strong")
-    return second[first]
+    ties = np.concatenate([np.zeros((2, 0), np.int64), *(np.stack(tie) for tie in book.ties)], axis=1)
+    maps = np.zeros((2, 0), np.int64)
+    while True:
+        _, class_of = connected_components(_relation(ties, book.count), directed=False)
+        events = _active_events(walk, class_of)
+        pairs = np.unique(np.concatenate([class_of[maps], *(event for event in events)], axis=1), axis=1)
+        pairs = pairs[:, pairs[0] != pairs[1]]
+        _, circle = connected_components(_relation(pairs, book.count), directed=True, connection="strong")
+        same, finer = _compare_blocks(events)
+        first = np.full(class_of.max() + 1, -1)
+        first[class_of[::-1]] = np.arange(book.count)[::-1]  # a label that stands for each class
+        looped = np.flatnonzero(np.bincount(circle[:first.size], minlength=first.size)[circle[:first.size]] > 1)
+        leader = {int(circle[c]): int(c) for c in looped[::-1]}
+        same = np.concatenate([same, np.array([looped, [leader[int(circle[c])] for c in looped]], dtype=np.int64)], axis=1)
+        new_ties = first[same[:, same[0] != same[1]]]
+        new_maps = np.setdiff1d(first[finer][0] * book.count + first[finer][1], class_pairs(class_of[maps], first, book.count))
+        if not new_ties.size and not new_maps.size:
+            return class_of, pairs
+        ties = np.concatenate([ties, new_ties], axis=1)
+        maps = np.concatenate([maps, np.stack(np.divmod(new_maps, book.count))], axis=1)
 
 
-def _relation(a: np.ndarray, b: np.ndarray, count: int) -> coo_matrix:
-    return coo_matrix((np.ones(len(a), np.int8), (a, b)), shape=(count, count))
+def class_pairs(pairs: Pairs, first: np.ndarray, count: int) -> np.ndarray:
+    """Return pairs of classes as single numbers of the labels that stand for them."""
+    return first[pairs[0]] * count + first[pairs[1]]
 
 
-def _active_maps(walk: Walk, class_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (child, parent) classes of the maps that count: soft ones where some op uses the outer axis."""
+def _compare_blocks(events: Sequence[Pairs]) -> tuple[Pairs, Pairs]:
+    """Return (parents to tie, (finer, coarser) parents) over all pairs of block structures of the same labels."""
+    by_children: dict[bytes, list[Pairs]] = defaultdict(list)
+    for event in events:
+        by_children[event[0].tobytes()].append(event)
+    same, finer = [np.zeros((2, 0), np.int64)], [np.zeros((2, 0), np.int64)]
+    for alike in by_children.values():
+        for one, two in combinations(alike, 2):
+            pairs = np.unique(np.stack([one[1], two[1]]), axis=1)
+            single = [np.unique(side).size == side.size for side in pairs]
+            if all(single):
+                same.append(pairs)
+            elif any(single):
+                finer.append(pairs if single[0] else pairs[::-1])
+    return np.concatenate(same, axis=1), np.unique(np.concatenate(finer, axis=1), axis=1)
+
+
+def _relation(pairs: Pairs, count: int) -> coo_matrix:
+    return coo_matrix((np.ones(pairs.shape[1], np.int8), (pairs[0], pairs[1])), shape=(count, count))
+
+
+def _active_events(walk: Walk, class_of: np.ndarray) -> list[Pairs]:
+    """Return every map that counts as sorted (child, parent) classes: soft ones where some op uses the outer axis."""
     book = walk.book
-    if not book.maps:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    child = class_of[np.concatenate([m[0] for m in book.maps])]
-    parent = class_of[np.concatenate([m[1] for m in book.maps])]
-    soft = np.concatenate([np.full(m[0].size, m[2]) for m in book.maps])
-    triples = np.unique(np.stack([child, parent, soft]), axis=1)
-    child, parent, soft = triples[:, triples[0] != triples[1]]
-    hard = np.zeros(class_of.max() + 1, bool)
+    events = [(np.unique(np.stack([class_of[child], class_of[parent]]), axis=1), soft) for child, parent, soft in book.maps]
+    hard = np.zeros(book.count, bool)
     if book.hard:
         hard[class_of[np.concatenate(book.hard)]] = True
+    child, parent = np.concatenate([np.zeros((2, 0), np.int64), *(pairs for pairs, _ in events)], axis=1)
     outer = np.zeros_like(hard)
     outer[parent] = True
     while (risen := ~hard[parent] & hard[child] & outer[child]).any():  # a used outer axis makes its own blocks real
         hard[parent[risen]] = True
-    active = (soft == 0) | hard[parent]
-    return child[active], parent[active]
+    return [pairs[:, hard[pairs[1]] | (not soft)] for pairs, soft in events]
 
 
 def _closure(child: np.ndarray, parent: np.ndarray) -> tuple[dict[int, frozenset[int]], dict[int, frozenset[int]]]:
