@@ -1,0 +1,156 @@
+"""The Hugging Face reader: the graph computes what from_pretrained computes; keys are those of the file."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sample_models import HUB, as_zip, hub_class, hub_input, save_hub
+
+from cipm.errors import CorruptFile
+from cipm.load import describe, load
+from cipm.load.archive import open_source
+from cipm.load.huggingface_config import CLASSES, SCHEMAS, parse_config
+from cipm.load.safetensors_file import read_header, read_tensors, write
+from cipm.trace import run
+
+
+def _pretrained(name: str, folder: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return hub_class(name).from_pretrained(folder).eval()
+
+
+def _compare(name: str, folder: Path, checkpoint: Any, batches: tuple[int, ...] = (1, 3)) -> None:
+    model = _pretrained(name, folder)
+    for batch in batches:
+        inputs = hub_input(name, batch)
+        expected = [value for value in model(**inputs, return_dict=True).to_tuple() if isinstance(value, torch.Tensor)]
+        got = run(checkpoint.graph, checkpoint.tensors, checkpoint.constants, inputs)
+        for a, b in zip(got, expected[:len(got)], strict=True):
+            torch.testing.assert_close(a, b.detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_graph_computes_the_model(name: str, tmp_path: Path) -> None:
+    folder = save_hub(name, tmp_path / "model")
+    checkpoint = load(folder)
+    stored = load_file(folder / "model.safetensors")
+    assert set(checkpoint.tensors) == set(stored) and not checkpoint.aliases
+    assert all(torch.equal(checkpoint.tensors[key], value) for key, value in stored.items())
+    assert set(checkpoint.graph.tensors.values()) == set(stored)
+    assert checkpoint.graph.inputs[0].shape[0] == "batch"
+    assert checkpoint.origin["notes"] == []
+    _compare(name, folder, checkpoint)
+
+
+def test_sequence_and_image_sizes_are_dynamic(tmp_path: Path) -> None:
+    assert load(save_hub("GPT2Model", tmp_path / "g")).graph.inputs[0].shape == ("batch", "sequence")
+    resnet = load(save_hub("ResNetForImageClassification", tmp_path / "r"))
+    assert resnet.graph.inputs[0].shape == ("batch", 3, "height", "width")
+    assert load(save_hub("ViTModel", tmp_path / "v")).graph.inputs[0].shape == ("batch", 3, 16, 16)
+
+
+def test_attention_stays_whole(tmp_path: Path) -> None:
+    for name in ("BertModel", "GPT2Model", "ViTModel"):
+        ops = {node.op for node in load(save_hub(name, tmp_path / name)).graph.nodes}
+        assert {"aten.scaled_dot_product_attention.default", "aten.layer_norm.default"} <= ops
+
+
+def test_zip_and_folder_give_the_same(tmp_path: Path) -> None:
+    folder = save_hub("ViTModel", tmp_path / "model")
+    a, b = load(folder), load(as_zip(folder))
+    assert a.graph == b.graph and all(torch.equal(a.tensors[key], b.tensors[key]) for key in a.tensors)
+    assert a.sha256 != b.sha256 and describe(folder) == describe(tmp_path / "model.zip") == "a Hugging Face model"
+
+
+def test_shards_are_read(tmp_path: Path) -> None:
+    folder = save_hub("GPT2LMHeadModel", tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    keys = sorted(tensors)
+    parts = {"model-00001-of-00002.safetensors": keys[:9], "model-00002-of-00002.safetensors": keys[9:]}
+    for file, names in parts.items():
+        save_file({key: tensors[key] for key in names}, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {key: file for file, names in parts.items() for key in names}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").unlink()
+    checkpoint = load(folder)
+    assert set(checkpoint.tensors) == set(tensors) and checkpoint.origin["files"] == list(parts)
+    _compare("GPT2LMHeadModel", folder, checkpoint)
+
+
+def test_a_tied_tensor_stored_twice_is_an_alias(tmp_path: Path) -> None:
+    folder = save_hub("GPT2LMHeadModel", tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["transformer.wte.weight"].clone()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    checkpoint = load(folder)
+    assert checkpoint.aliases == {"lm_head.weight": "transformer.wte.weight"}
+    assert "lm_head.weight" not in checkpoint.tensors
+    _compare("GPT2LMHeadModel", folder, checkpoint)
+
+
+def test_tensors_without_a_place_are_kept_and_named(tmp_path: Path) -> None:
+    folder = save_hub("BertModel", tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["cls.extra.weight"] = torch.randn(3)
+    save_file(tensors, folder / "model.safetensors")
+    checkpoint = load(folder)
+    assert torch.equal(checkpoint.tensors["cls.extra.weight"], tensors["cls.extra.weight"])
+    assert checkpoint.origin["notes"] == ["Stored tensors that are not part of BertModel are kept as they are (1): "
+                                          "cls.extra.weight."]
+
+
+def test_a_base_model_is_read_from_a_checkpoint_with_a_head(tmp_path: Path) -> None:
+    folder = save_hub("BertForMaskedLM", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["BertForPreTraining"]}))
+    with pytest.raises(CorruptFile, match=r"The upload lacks tensors of BertForPreTraining \(4\): bert.pooler.dense.weight"):
+        load(folder)
+
+
+def test_scaled_rotary_embeddings_in_both_spellings(tmp_path: Path) -> None:
+    folder = save_hub("LlamaForCausalLM", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    scaling = {"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0}
+    (folder / "config.json").write_text(json.dumps({**config, "rope_parameters": scaling}))
+    new = load(folder)
+    _compare("LlamaForCausalLM", folder, new)
+    del config["rope_parameters"]
+    (folder / "config.json").write_text(json.dumps({**config, "rope_theta": 5000.0,
+                                                    "rope_scaling": {"type": "linear", "factor": 2.0}}))
+    old = load(folder)
+    assert old.graph == new.graph and all(torch.equal(old.constants[key], new.constants[key]) for key in new.constants)
+
+
+def test_unknown_keys_are_left_out_and_named() -> None:
+    payload = {"model_type": "bert", "architectures": ["BertModel"], "vocab_size": 9, "mystery": 1, "use_kernels": True,
+               "_name_or_path": "evil/repository", "hidden_dropout_prob": 0.1}
+    kind, name, values, notes = parse_config(payload)
+    assert (kind, name) == ("bert", "BertModel")
+    assert not {"mystery", "use_kernels", "_name_or_path"} & set(values)
+    assert notes == ["Keys of config.json that are not used: mystery, use_kernels."]
+
+
+def test_every_type_has_classes_and_bounds() -> None:
+    assert SCHEMAS.keys() == CLASSES.keys()
+    for schema in SCHEMAS.values():
+        for name, field in schema.model_fields.items():
+            if field.annotation in (int, float):
+                assert field.metadata, f"{schema.__name__}.{name} has no bound"
+
+
+def test_safetensors_file_is_rewritten_byte_for_byte(tmp_path: Path) -> None:
+    tensors = {"b": torch.randn(3, 2).bfloat16(), "a": torch.arange(5), "empty": torch.zeros(0, 3), "flag": torch.tensor(True)}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt", "note": "ü"})
+    source = open_source(tmp_path)
+    header = read_header(source, "model.safetensors")
+    read = read_tensors(source, "model.safetensors", header)
+    assert all(torch.equal(read[key], value) and read[key].dtype == value.dtype for key, value in tensors.items())
+    write(tmp_path / "copy.safetensors", header, lambda key: read[key])
+    assert (tmp_path / "copy.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
