@@ -154,10 +154,14 @@ def gone(store: Store, worker_id: str) -> None:
         session.execute(delete(Worker).where(Worker.id == worker_id))
 
 
-def health(store: Store) -> dict[str, Any]:
-    """Return {alive, busy, workers, jail} over the workers heard of lately; jail is a worker's own account."""
+def health(store: Store, *, host: str | None = None) -> dict[str, Any]:
+    """Return {alive, busy, workers, jail} over the workers heard of lately, of one host or of all.
+
+    `jail` is a worker's own account of it, {ok, detail, layers}, or None while it is being tested.
+    """
+    lately = select(Worker).where(_lately(), *([] if host is None else [Worker.host == host]))
     with store.read() as session:
-        alive = session.scalars(select(Worker).where(_lately()).order_by(Worker.seen.desc())).all()
+        alive = session.scalars(lately.order_by(Worker.seen.desc())).all()
     return {"alive": bool(alive), "busy": any(worker.busy for worker in alive), "workers": len(alive),
             "jail": next((worker.jail for worker in alive if worker.jail), None)}
 

@@ -157,3 +157,4 @@ def test_health(store):
     jobs.seen(store, worker("b"))
     jobs.gone(store, "a")
     assert jobs.health(store)["workers"] == 1 and not jobs.health(store)["busy"]
+    assert jobs.health(store, host="h")["alive"] and not jobs.health(store, host="elsewhere")["alive"]
