@@ -4,6 +4,7 @@ from cipm.ordering.canonical import Canonical, canonical_orders
 from cipm.ordering.scores import Scores, scores, within_blocks
 from cipm.ordering.seriation import seriate, spectral
 from cipm.ordering.simple import by_module, nodesort
+from cipm.ordering.warm import prepare
 
-__all__ = ["Canonical", "Scores", "by_module", "canonical_orders", "nodesort", "scores", "seriate", "spectral",
+__all__ = ["Canonical", "Scores", "by_module", "canonical_orders", "nodesort", "prepare", "scores", "seriate", "spectral",
            "within_blocks"]
