@@ -1,0 +1,43 @@
+"""`python -m workers.health`: exit 0 where a worker of this host was heard of lately, else 1 with one line. For containers."""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+from sqlalchemy import select
+
+from backend.settings import Settings, load_settings
+from backend.store import Worker, open_store
+from backend.store.database import db_now
+from backend.store.jobs import WORKER_SILENT_SECONDS
+from cipm.errors import CipmError
+
+
+def problem(settings: Settings, host: str) -> str | None:
+    """Return what is wrong with the workers of a host, or None."""
+    store = open_store(settings)
+    try:
+        with store.read() as session:
+            found = session.scalars(select(Worker).where(
+                Worker.host == host, Worker.seen > db_now() - WORKER_SILENT_SECONDS)).all()
+    finally:
+        store.close()
+    if not found:
+        return f"No worker on {host} was heard of lately."
+    return next((worker.jail["detail"] for worker in found if worker.jail and not worker.jail["ok"]), None)
+
+
+def main() -> int:
+    """Print the problem, if any, and return the exit status."""
+    try:
+        found = problem(load_settings(), socket.gethostname())
+    except CipmError as error:
+        found = error.line()
+    if found:
+        print(found, file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
