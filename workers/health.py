@@ -5,12 +5,8 @@ from __future__ import annotations
 import socket
 import sys
 
-from sqlalchemy import select
-
 from backend.settings import Settings, load_settings
-from backend.store import Worker, open_store
-from backend.store.database import db_now
-from backend.store.jobs import WORKER_SILENT_SECONDS
+from backend.store import jobs, open_store
 from cipm.errors import CipmError
 
 
@@ -18,14 +14,12 @@ def problem(settings: Settings, host: str) -> str | None:
     """Return what is wrong with the workers of a host, or None."""
     store = open_store(settings)
     try:
-        with store.read() as session:
-            found = session.scalars(select(Worker).where(
-                Worker.host == host, Worker.seen > db_now() - WORKER_SILENT_SECONDS)).all()
+        found = jobs.health(store, host=host)
     finally:
         store.close()
-    if not found:
+    if not found["alive"]:
         return f"No worker on {host} was heard of lately."
-    return next((worker.jail["detail"] for worker in found if worker.jail and not worker.jail["ok"]), None)
+    return found["jail"]["detail"] if found["jail"] and not found["jail"]["ok"] else None
 
 
 def main() -> int:
