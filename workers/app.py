@@ -14,7 +14,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from celery import Celery
 from celery.exceptions import WorkerShutdown
@@ -57,6 +58,7 @@ def build(settings: Settings, wake: Callable[[], None], stopping: Callable[[], b
 
 def main(engine: Callable[[], Engine] = pipeline_engine) -> int:
     """Run a worker until it is told to stop; return its exit status."""
+    signal.signal(signal.SIGTERM, _leave)  # until Celery sets its own
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         settings = load_settings()
@@ -100,6 +102,10 @@ def stopper(process: WorkerProcess) -> Callable[..., None]:
             raise WorkerShutdown(0)  # in the main thread, out of its wait for messages
 
     return stop
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(0)
 
 
 def end_with_parent() -> None:
