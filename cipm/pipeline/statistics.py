@@ -21,7 +21,7 @@ from cipm.statistics.collect import collect
 from cipm.symmetry import SymmetryGroup, Tap
 from cipm.trace import run
 
-Taps = dict[str, HalfSplit]
+Statistics = Mapping[str, HalfSplit]
 
 
 def collect_statistics(context: Context, folder: Path) -> None:
@@ -36,23 +36,22 @@ def collect_statistics(context: Context, folder: Path) -> None:
 
     found = collect(forward, taps, batches(probe, checkpoint, options.batch_rows), positions=options.positions,
                     progress=report) if taps else {}
-    places = {(tap.value, tap.axis): half for tap, half in found.items()}
-    arrays = {f"{value}@{axis}/{name}": np.array(array, order="C")
-              for (value, axis), half in places.items() for name, array in half.state().items()}
+    arrays = {f"{tap.key}/{name}": np.array(array, order="C")
+              for tap, half in found.items() for name, array in half.state().items()}
     save_file(arrays, folder / "statistics.safetensors")
-    facts = {"taps": [[value, axis, half.samples, half.rows] for (value, axis), half in places.items()]}
+    facts = {"taps": [{"value": tap.value, "axis": tap.axis, "samples": half.samples, "rows": half.rows}
+                      for tap, half in found.items()]}
     (folder / "statistics.json").write_text(json.dumps(facts))
 
 
-def read_statistics(context: Context) -> dict[tuple[str, int], HalfSplit]:
-    """Return the statistics of every collected tap by (value, axis)."""
+def read_statistics(context: Context) -> Statistics:
+    """Return the statistics of every collected tap by its key."""
     arrays = load_file(context.folders["collect"] / "statistics.safetensors")
     found: dict[str, dict[str, np.ndarray]] = {}
     for name, array in arrays.items():
-        place, _, part = name.partition("/")
-        found.setdefault(place, {})[part] = array
-    return {(place.rpartition("@")[0], int(place.rpartition("@")[2])): HalfSplit.from_state(state)
-            for place, state in found.items()}
+        key, part = name.split("/", 1)
+        found.setdefault(key, {})[part] = array
+    return {key: HalfSplit.from_state(state) for key, state in found.items()}
 
 
 def carried_by(groups: tuple[SymmetryGroup, ...], group: SymmetryGroup) -> SymmetryGroup | None:
@@ -67,11 +66,11 @@ def carried_by(groups: tuple[SymmetryGroup, ...], group: SymmetryGroup) -> Symme
 def _collected(context: Context) -> list[Tap]:
     """Return the taps to collect: those of proved groups that fit, one for each place."""
     groups = context.symmetry.groups
-    chosen: dict[tuple[str, int], Tap] = {}
+    chosen: dict[str, Tap] = {}
     for group in groups:
         if group.proved and group.size <= context.options.max_width and not carried_by(groups, group):
             for tap in group.taps:
-                chosen.setdefault((tap.value, tap.axis), tap)
+                chosen.setdefault(tap.key, tap)
     return list(chosen.values())
 
 
@@ -87,32 +86,41 @@ class Similarity:
     dead: tuple[int, ...]
 
 
-def similarity(context: Context, group: SymmetryGroup, statistics: Mapping[tuple[str, int], HalfSplit]) -> Similarity | None:
+def similarity(context: Context, group: SymmetryGroup, statistics: Statistics) -> Similarity | None:
     """Return the similarity of a group's units at its last tap, or None where nothing was collected.
 
     Pearson correlation; for units that carry smaller ones (heads), linear CKA of their activations:
     ‖C_ij‖² / (‖C_ii‖ ‖C_jj‖) with the cross-covariance blocks C_ij (Kornblith et al., 2019).
     """
-    if not group.taps or (half := statistics.get((group.taps[-1].value, group.taps[-1].axis))) is None:
-        return None
     inner = carried_by(context.symmetry.groups, group)
+    seen = _shared_tap(group, inner) if inner else group.taps[-1] if group.taps else None
+    if seen is None or (half := statistics.get(seen.key)) is None:
+        return None
     if inner is None:
         return Similarity("pearson", half.whole.correlation(), (half.even.correlation(), half.odd.correlation()),
                           half.samples, half.rows, tuple(np.flatnonzero(half.whole.dead).tolist()))
-    index = _unit_index(group, inner)
-    if half.whole.units != index.size:
+    index = _unit_index(group, seen)
+    if index is None:
         return None
     whole, even, odd = (_cka(part.covariance(), index) for part in (half.whole, half.even, half.odd))
     return Similarity("linear CKA", whole, (even, odd), half.samples, half.rows, ())
 
 
-def _unit_index(group: SymmetryGroup, inner: SymmetryGroup) -> np.ndarray:
-    """Return [units, elements]: which collected unit of the inner group stands at each element of each outer unit."""
+def _shared_tap(group: SymmetryGroup, inner: SymmetryGroup) -> Tap:
+    """Return the inner group's tap at the place where the outer group is read."""
     place = (group.taps[-1].value, group.taps[-1].axis)
-    tap = next(t for t in inner.taps if (t.value, t.axis) == place)
-    unit_at = np.zeros(tap.index.max() + 1, dtype=np.int64)
-    unit_at[tap.index[:, 0]] = np.arange(len(tap.index))
-    return unit_at[group.taps[-1].index]
+    return next(tap for tap in inner.taps if (tap.value, tap.axis) == place)
+
+
+def _unit_index(group: SymmetryGroup, inner: Tap) -> np.ndarray | None:
+    """Return [units, elements]: which collected inner unit stands at each element of each outer unit, or None where
+    inner units stand at several."""
+    index = group.taps[-1].index
+    if inner.index.shape[1] != 1 or inner.index.size != index.size:
+        return None
+    unit_at = np.zeros(inner.index.max() + 1, dtype=np.int64)
+    unit_at[inner.index[:, 0]] = np.arange(len(inner.index))
+    return unit_at[index]
 
 
 def _cka(covariance: np.ndarray, index: np.ndarray) -> np.ndarray:
@@ -221,11 +229,11 @@ def _modules(context: Context, group: SymmetryGroup, alike: Similarity) -> tuple
                    "partition": {"resolution": found.resolution, "stability": found.stability, "how": found.how}}
 
 
-def _dimension(context: Context, group: SymmetryGroup, statistics: Mapping[tuple[str, int], HalfSplit],
+def _dimension(context: Context, group: SymmetryGroup, statistics: Statistics,
                alike: Similarity) -> dict[str, Any]:
     if alike.kind != "pearson":
         return {"effective_dimension": None, "redundancy": None}
-    half = statistics[group.taps[-1].value, group.taps[-1].axis]
+    half = statistics[group.taps[-1].key]
     covariance = half.whole.covariance()
     spare = redundancy(covariance, samples=alike.samples, halves=(half.even.covariance(), half.odd.covariance()))
     return {"effective_dimension": asdict(effective_dimension(alike.whole, alike.samples)),
@@ -248,4 +256,4 @@ def _why_not(context: Context, group: SymmetryGroup) -> str:
         return "No value of the graph shows these units alone, so their activations cannot be read."
     if group.size > context.options.max_width:
         return f"The group has {group.size} units, more than max_width = {context.options.max_width}."
-    return "Its activations were not collected."
+    return "Its units carry smaller ones that several of them share; no similarity is defined for such units yet."

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,14 @@ import torch.nn.functional as F
 
 from cipm.errors import OptionError
 from cipm.pipeline.context import Context, batches
-from cipm.pipeline.statistics import carried_by, read_statistics
+from cipm.pipeline.statistics import Statistics, carried_by, read_statistics
 from cipm.pruning import Curve, calibrate, elimination_curve, reconstruction
 from cipm.statistics import HalfSplit
 from cipm.symmetry import SymmetryGroup, Tap
 from cipm.trace import run
 
-Statistics = Mapping[tuple[str, int], HalfSplit]
-Intervene = dict[str, Callable[[torch.Tensor], torch.Tensor]]
+Rebuild = Callable[[torch.Tensor], torch.Tensor]
+Intervene = dict[str, Rebuild]
 
 
 def whatif(context: Context, folder: Path) -> None:
@@ -57,7 +58,7 @@ def unavailable(context: Context, group: SymmetryGroup, statistics: Statistics) 
         return f"Its units carry smaller ones; see the what-if of {inner.name}."
     if not any(tap.consumers for tap in group.taps):
         return "No weight reads these units linearly, so what is lost cannot be made up for by the others."
-    if any((tap.value, tap.axis) not in statistics for tap in group.taps):
+    if any(tap.key not in statistics for tap in group.taps):
         return "Its activations were not collected (the group is wider than max_width)."
     return None
 
@@ -97,7 +98,7 @@ def _whatif_of(context: Context, group: SymmetryGroup, statistics: Statistics, r
 
 def _curve(context: Context, group: SymmetryGroup, statistics: Statistics) -> Curve:
     read = [tap for tap in group.taps if tap.consumers]
-    halves = [statistics[tap.value, tap.axis] for tap in read]
+    halves = [statistics[tap.key] for tap in read]
     return elimination_curve([half.whole.covariance() for half in halves], [_gram(context, group, tap) for tap in read],
                              samples=min(half.samples for half in halves))
 
@@ -114,12 +115,20 @@ def _gram(context: Context, group: SymmetryGroup, tap: Tap) -> np.ndarray:
 
 
 def _interventions(group: SymmetryGroup, statistics: Statistics, removal: np.ndarray, keep: int) -> Intervene:
-    """Return, for every tap, the function that replaces the removed units by their least-squares prediction."""
+    """Return, for every tapped value, the function that replaces the removed units by their least-squares prediction."""
     kept = np.sort(removal[group.size - keep:])
-    return {tap.value: _rebuild(tap, statistics[tap.value, tap.axis], kept) for tap in group.taps if tap.consumers}
+    found: dict[str, list[Rebuild]] = {}
+    for tap in group.taps:
+        if tap.consumers:
+            found.setdefault(tap.value, []).append(_rebuild(tap, statistics[tap.key], kept))
+    return {value: _chain(steps) for value, steps in found.items()}
 
 
-def _rebuild(tap: Tap, half: HalfSplit, kept: np.ndarray) -> Callable[[torch.Tensor], torch.Tensor]:
+def _chain(steps: list[Rebuild]) -> Rebuild:
+    return lambda value: reduce(lambda seen, step: step(seen), steps, value)
+
+
+def _rebuild(tap: Tap, half: HalfSplit, kept: np.ndarray) -> Rebuild:
     weights, offset = reconstruction(half.whole.covariance(), half.whole.mean, kept)
     removed = np.setdiff1d(np.arange(len(tap.index)), kept)
     to, source = torch.from_numpy(tap.index[removed].copy()), torch.from_numpy(tap.index[kept].copy())

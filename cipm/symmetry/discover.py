@@ -92,7 +92,8 @@ def _kind(family: Family, structure: Structure, checkpoint: Checkpoint, places: 
     writers = {p.tensor for p in places if (p.tensor, p.axis) not in read and checkpoint.tensors[p.tensor].ndim > 1}
     convolved = any(checkpoint.tensors[key].ndim > 2 for key in writers)
     if family.blocks > 1:
-        return "channels in groups" if convolved else "units in heads"
+        inner = ("channel groups", "heads") if _carries(structure, family) else ("channels", "units")
+        return f"{inner[0]} in groups" if convolved else f"{inner[1]} in {'groups' if inner[1] == 'heads' else 'heads'}"
     if _carries(structure, family):
         return "channel groups" if convolved else "heads"
     if len(writers) > 1 and len(taps) > 1:

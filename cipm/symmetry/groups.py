@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -34,6 +35,12 @@ class Tap:
     axis: int
     index: np.ndarray
     consumers: tuple[tuple[str, int], ...]
+
+    @property
+    def key(self) -> str:
+        """Name what is observed here, for storage: equal keys see equal samples."""
+        content = np.ascontiguousarray(self.index, dtype=np.int64)
+        return f"{self.value}@{self.axis}@{hashlib.sha256(repr(content.shape).encode() + content.tobytes()).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -95,7 +95,7 @@ def walk(checkpoint: Checkpoint, inputs: Mapping[str, torch.Tensor]) -> Walk:
 
 def _apply(node: Node, values: Mapping[str, Any], book: LabelBook, shapes: Any, consumers: list[Consumer]) -> Any:
     if node.op == "getitem":
-        return values[node.args[0].name][node.args[1]]
+        return replace(values[node.args[0].name][node.args[1]], name=node.name)
     bound = bind(node, dict(values))
     several = isinstance(shapes, list)
     call = Call(node, book, bound, tuple(shapes) if several else (shapes,), consumers)
