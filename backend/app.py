@@ -18,6 +18,7 @@ from starlette.routing import compile_path
 from backend import errors, reference
 from backend.accounts import Throttle
 from backend.cache import FolderCache
+from backend.demo import Demo
 from backend.middleware import Guard, LastResort, SecurityHeaders
 from backend.routes import routers
 from backend.schemas import ErrorBody
@@ -35,7 +36,7 @@ def create_app(settings: Settings | None = None, *, mount: Callable[[FastAPI], o
     app = FastAPI(title="CIPM", version=version("cipm"), lifespan=_lifespan, docs_url=None, redoc_url=None,
                   openapi_url="/api/openapi.json", generate_unique_id_function=_operation, redirect_slashes=False,
                   description="See the modules and the redundancy of a trained network, share it, take it home.")
-    app.state.settings, app.state.throttle = settings, Throttle()
+    app.state.settings, app.state.throttle, app.state.demo = settings, Throttle(), None
     app.state.views = FolderCache(settings.data / "views")
     app.state.pyramids = FolderCache(settings.data / "pyramids")
     errors.install(app)
@@ -54,15 +55,20 @@ def create_app(settings: Settings | None = None, *, mount: Callable[[FastAPI], o
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Open the store (migrations run, the owner is there), start the worker; end both in reverse."""
+    """Open the store (migrations run, the owner is there), start the worker and the demo; end all in reverse."""
     settings: Settings = app.state.settings
     app.state.store = await run_in_threadpool(open_store, settings)
     app.state.worker = worker = EmbeddedWorker(settings)
     if settings.embedded_worker:
         worker.start()
+    app.state.demo = demo = Demo(app.state.store) if settings.demo else None
+    if demo is not None:
+        demo.start()
     try:
         yield
     finally:
+        if demo is not None:
+            await demo.stop()
         await worker.stop()
         await run_in_threadpool(app.state.store.close)
 

@@ -56,6 +56,13 @@ class JailHealth(Output):
     detail: str
 
 
+class DemoHealth(Output):
+    """How far a demo's sample models are."""
+
+    state: Literal["training", "ready", "failed"]
+    detail: str = Field(description="The last model that was trained, or what went wrong.")
+
+
 class Health(Output):
     """The state of this server."""
 
@@ -64,6 +71,7 @@ class Health(Output):
     worker: WorkerHealth
     jail: JailHealth
     auth: bool = Field(description="Whether people sign in.")
+    demo: DemoHealth | None = Field(description="null on a server that is no demo.")
 
 
 class Credentials(Input):

@@ -41,6 +41,7 @@ class Settings(BaseSettings):
     public_url: str = setting("", "Address people reach the server at, for links and cookies; empty: as the "
                               "request says.")
     embedded_worker: bool = setting(True, "on: the server starts a worker of its own and keeps it alive.")
+    demo: bool = setting(False, "on: the server trains small sample models at its first start and analyses them.")
     device: str = setting("auto", "Where jobs compute: auto, cpu, cuda or cuda:N. One worker process per GPU.",
                           pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")
     lease_seconds: float = setting(30.0, "A job whose worker was not heard of for so long goes to another, seconds.",

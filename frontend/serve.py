@@ -6,7 +6,9 @@ The only module that knows both. Everything else in this folder knows the API's 
 from __future__ import annotations
 
 import ipaddress
+import socket
 import sys
+from contextlib import suppress
 from functools import partial
 
 import httpx
@@ -17,9 +19,11 @@ from backend.app import create_app
 from backend.settings import Settings, load_settings
 from cipm.errors import CipmError, OptionError
 from frontend.app import mount
+from frontend.browser import open_page
 from frontend.client import Client, open_http
 
 GRACE_SECONDS = 3
+STARTUP_FAILED = 3  # what uvicorn itself returns
 
 
 def build(settings: Settings | None = None) -> FastAPI:
@@ -49,9 +53,34 @@ def main() -> int:
     except CipmError as error:
         print(error.line(), file=sys.stderr)
         return error.exit_code
-    uvicorn.run(app, host=settings.host, port=settings.port, log_level="warning", access_log=False,
-                timeout_graceful_shutdown=GRACE_SECONDS)
-    return 0
+    server = Server(uvicorn.Config(app, host=settings.host, port=settings.port, log_level="warning", access_log=False,
+                                   timeout_graceful_shutdown=GRACE_SECONDS), settings)
+    with suppress(KeyboardInterrupt):  # uvicorn raises it once more after it has stopped in order
+        server.run()
+    return 0 if server.started else STARTUP_FAILED
+
+
+class Server(uvicorn.Server):
+    """uvicorn, saying where it is once it answers; a demo opens its page."""
+
+    def __init__(self, config: uvicorn.Config, settings: Settings):
+        super().__init__(config)
+        self.settings = settings
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            announce(self.settings, self.servers[0].sockets[0].getsockname()[1])
+
+
+def announce(settings: Settings, port: int) -> None:
+    """Say where the server is. `port` is the one it listens on, also where any free one was asked for."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    address = settings.public_url or f"http://{host}:{port}/"
+    print(f"CIPM is on {address} (Ctrl-C stops it).", flush=True)
+    if settings.demo:
+        print("At the first start its sample models are trained in the background; they appear on the page.", flush=True)
+        open_page(address)
 
 
 def _loopback(host: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import PurePath
 from typing import Annotated
 
 from fastapi import APIRouter, Query
@@ -15,6 +14,7 @@ from backend.schemas import Analysis, AnalysisCreate, AnalysisPatch
 from backend.store import Analysis as AnalysisRow
 from backend.store import Upload, cleanup, jobs, uploads
 from backend.store.models import ENDED
+from backend.submission import submit
 from cipm.errors import Conflict, InputError
 from cipm.options import parse_options
 
@@ -28,13 +28,7 @@ def create_analysis(body: AnalysisCreate, caller: CallerDep, store: StoreDep) ->
     with store.write() as session:
         model = _complete(session, caller, body.model, "model")
         probe = _complete(session, caller, body.probe, "probe")
-        row = AnalysisRow(
-            owner_id=caller.user_id, title=body.title or PurePath(model.name).stem[:200], options=options,
-            model_upload_id=model.id, model_name=model.name, model_sha256=model.sha256, model_size=model.size,
-            probe_upload_id=probe.id, probe_name=probe.name, probe_sha256=probe.sha256, probe_size=probe.size)
-        session.add(row)
-        session.flush()
-        job = jobs.enqueue(session, row, "analyze")
+        row, job = submit(session, caller.user_id, model, probe, title=body.title, options=options)
     store.wake(job.id)
     return describe.analysis(row, job, read_only=False)
 

@@ -81,10 +81,10 @@ def _write_zip(model: Any, path: Path) -> None:
 
 
 SAMPLES = (
-    Sample("digits_mlp", "Digits, fully connected (64-128-96-10)", mlp, Recipe(30, 3e-3), _write_pt2((64,)), shape=(64,)),
-    Sample("digits_cnn", "Digits, convolutional with residual blocks", cnn_residual, Recipe(12, 1e-2, shift=1),
+    Sample("digits_mlp", "Digits MLP (64-128-96-10)", mlp, Recipe(30, 3e-3), _write_pt2((64,)), shape=(64,)),
+    Sample("digits_cnn", "Digits CNN (batch norm, residual blocks)", cnn_residual, Recipe(12, 1e-2, shift=1),
            _write_pt2((1, 8, 8))),
-    Sample("digits_vit", "Digits, vision transformer (Hugging Face)", lambda: huggingface("vit"), Recipe(30, 3e-3),
+    Sample("digits_vit", "Digits ViT (Hugging Face folder)", lambda: huggingface("vit"), Recipe(30, 3e-3),
            _write_zip, suffix=".zip", input="pixel_values", show=False),
 )
 
