@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from frontend.view_models import LOSS_WORDS
+from frontend.view_models import LOSS_WORDS, keep_marks
 
 PREDICTED, MEASURED, GRID = "#4c8fd6", "#e07a3f", "rgba(128,134,145,0.22)"
 
@@ -40,7 +40,8 @@ def _layout(size: int, loss: str) -> dict[str, Any]:
     return {"margin": {"l": 56, "r": 12, "t": 8, "b": 10}, "paper_bgcolor": "rgba(0,0,0,0)",
             "plot_bgcolor": "rgba(0,0,0,0)", "font": {"family": "system-ui, sans-serif", "size": 12, "color": "#868e96"},
             "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "top"}, "hovermode": "x",
-            "xaxis": {**axis, "range": [1, max(2, size)], "showticklabels": False},
+            "xaxis": {**axis, "range": [1, max(2, size)], "showticklabels": False,
+                      "tickvals": keep_marks(size)},
             "yaxis": {**axis, "title": {"text": loss}, "rangemode": "tozero"}, "uirevision": "keep", "height": 340}
 
 

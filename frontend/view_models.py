@@ -265,6 +265,11 @@ def with_measurements(group: Json, measurements: Sequence[Json]) -> dict[str, An
     return {**group, "whatif": {**whatif, "measured": [points[keep] for keep in sorted(points)]}}
 
 
+def keep_marks(size: int) -> list[int]:
+    """Return the keeps that are named under the slider and ruled in the curve."""
+    return sorted({1, *(max(1, round(size * share)) for share in (0.25, 0.5, 0.75, 1))})
+
+
 def suggested_keep(group: Json) -> int:
     """Return where the slider starts: the smallest measured keep, else half of the units."""
     measured = [point["keep"] for point in (group.get("whatif") or {}).get("measured") or []]

@@ -73,7 +73,7 @@ def power(log10: float | None) -> Children:
 
 def button(text: Children, id: Any, kind: str = "default", **props: Any) -> dmc.Button:
     """Return a button; kind is a Mantine variant."""
-    return dmc.Button(text, id=id, variant=kind, size="compact-md", **props)
+    return dmc.Button(text, id=id, variant=kind, **{"size": "xs", "fz": 13, "fw": 500, "px": 12, **props})
 
 
 def meter(share: float | None, label: str) -> html.Div:

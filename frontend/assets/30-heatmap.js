@@ -467,8 +467,9 @@
     const axes = [...Heatmap.all].filter((map) => map.source && !map.node.hidden && map.props.pane === "reordered")
       .flatMap((map) => [map.rows, map.cols]).filter((axis) => axis.title === group && axis.modules);
     const found = axes.map((axis) => [axis, axis.extent(module)]).filter(([, extent]) => extent);
+    if (!found.length || !found.every(([, extent]) => extent.whole)) return false;
     for (const [axis, extent] of found) axis.move(extent.start, extent.end);
-    return found.length > 0 && found.every(([, extent]) => extent.whole);
+    return true;
   };
 
   cipm.component("Heatmap", Heatmap);

@@ -49,7 +49,7 @@ async def layout(site: Site) -> Component:
         html.H1("Account"), facts([("Name", user["name"]), ("E-mail", user["email"] or words.NONE)]), leave,
         html.H2("API tokens"),
         html.P("A token lets a program act as you over the API, with “Authorization: Bearer …”.", className="quiet"),
-        html.Div([dmc.TextInput(id=Account.NAME, placeholder="What is it for?", size="sm", **{"aria-label": "Name of the token"}),
+        html.Div([dmc.TextInput(id=Account.NAME, placeholder="What is it for?", size="xs", w=260, **{"aria-label": "Name of the token"}),
                   button("Create a token", Account.CREATE, "filled")], className="dialog-row"),
         html.Div(id=Account.NEW), html.Div(token_list(tokens), id=Account.LIST)], className="page narrow account")
 
@@ -99,6 +99,6 @@ def register(app: Dash, site: Site) -> None:
 
 def new_token(secret: str) -> Component:
     """Return a fresh token with its copy button."""
-    return html.Div([dcc.Input(value=secret, readOnly=True, className="link-field", **{"aria-label": "The new token"}),
+    return html.Div([html.Code(secret, className="link-field"),
                      html.Button("Copy", type="button", className="cipm-button", **{"data-copy": secret}),
                      html.P("It is shown once: copy it now.", className="quiet")], className="new-link", role="status")

@@ -41,8 +41,7 @@ async def layout(site: Site, analysis_id: str | None, share: str | None, query: 
 
 def _missing(error: Json, share: str | None) -> Component:
     if share:
-        return empty("This link does not open anything", error["message"],
-                     "It may have been revoked. Ask its sender for a new one.")
+        return empty("This link opens nothing", error["message"], "Ask its sender for a new one.")
     return empty("This analysis cannot be opened", error["message"], error.get("fix"),
                  dcc.Link("To your analyses", href="/"))
 

@@ -43,7 +43,7 @@ def _new(fields: list[OptionField], samples: Sequence[Json]) -> Component:
         html.H1("See the modules in a trained network"),
         html.P("Drop a model and some probe data. Reordering never changes what the model computes.", className="lead"),
         Uploader(id=Home.UPLOADER), _samples(samples),
-        html.Div([dmc.TextInput(id=Home.TITLE, placeholder="Title (optional)", size="sm", className="title-input",
+        html.Div([dmc.TextInput(id=Home.TITLE, placeholder="Title (optional)", size="xs", className="title-input",
                                 **{"aria-label": "Title"}),
                   button("Analyse", Home.ANALYSE, "filled", disabled=True)], className="start"),
         html.Details([html.Summary("Options"), html.Div([_control(field) for field in fields], className="options")]),
@@ -91,8 +91,8 @@ def analysis_table(analyses: Sequence[Json]) -> Component:
 def _row(analysis: Json) -> Component:
     act = {"id": analysis["id"], "title": analysis["title"]}
     tools = [] if analysis["read_only"] else [
-        button("Rename", {"type": Home.ROW_RENAME, **act}, "subtle", color="gray"),
-        button("Delete", {"type": Home.ROW_DELETE, **act}, "subtle", color="gray")]
+        button("Rename", {"type": Home.ROW_RENAME, **act}, "subtle", color="gray", px=8),
+        button("Delete", {"type": Home.ROW_DELETE, **act}, "subtle", color="gray", px=8)]
     return html.Tr([
         html.Td([dcc.Link(analysis["title"], href=f"/a/{analysis['id']}"),
                  badge("sample") if analysis.get("sample") else None], className="title-cell"),
@@ -110,7 +110,7 @@ def _state(job: Json) -> Any:
 
 
 def _dialogs() -> list[Component]:
-    rename = dmc.Modal([dmc.TextInput(id=Home.RENAME_TEXT, label="Title", **{"data-autofocus": True}),
+    rename = dmc.Modal([dmc.TextInput(id=Home.RENAME_TEXT, label="Title", size="xs", **{"data-autofocus": True}),
                         html.Div(button("Save", Home.RENAME_SAVE, "filled"), className="dialog-end")],
                        id=Home.RENAME, title="Rename", centered=True)
     delete = dmc.Modal([html.P("The analysis, its links and its exports are removed. This cannot be undone."),

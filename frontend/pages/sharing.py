@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import dash_mantine_components as dmc
-from dash import ALL, Dash, Input, Output, State, ctx, dcc, html, no_update
+from dash import ALL, Dash, Input, Output, State, ctx, html, no_update
 from dash.development.base_component import Component
 
 from frontend import view_models as vm
@@ -31,7 +31,7 @@ def dialogs() -> list[Component]:
     export = dmc.Modal([
         html.P("The model you uploaded, in the same format, with every group's units in the chosen order. It computes the "
                "same function; plan and certificate travel inside, so that it can be restored bit for bit."),
-        html.Div([dmc.Select(id=Sharing.EXPORT_ORDER, data=[], value=None, label="Order", allowDeselect=False, w=220),
+        html.Div([dmc.Select(id=Sharing.EXPORT_ORDER, data=[], value=None, label="Order", allowDeselect=False, size="xs", w=220),
                   button("Export", Sharing.EXPORT_START, "filled")], className="dialog-row"),
         JobStream(id=Sharing.EXPORT_STREAM), html.H3("Files"), html.Div(id=Sharing.EXPORT_LIST)],
         id=Sharing.EXPORT, title="Export", size="lg", centered=True)
@@ -40,7 +40,7 @@ def dialogs() -> list[Component]:
 
 def new_link(url: str, token_note: str = "It is shown once: copy it now.") -> Component:
     """Return a fresh link with its copy button."""
-    return html.Div([dcc.Input(value=url, readOnly=True, className="link-field", **{"aria-label": "The new link"}),
+    return html.Div([html.Code(url, className="link-field"),
                      html.Button("Copy", type="button", className="cipm-button", **{"data-copy": url}),
                      html.P(token_note, className="quiet")], className="new-link", role="status")
 

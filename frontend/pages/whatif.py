@@ -24,21 +24,16 @@ def panel(group: Json, baseline: Json, page: Json) -> Any:
     if reason:
         return empty("No pruning what-if", reason)
     keep = min(group["size"], max(1, int(page.get("keep") or vm.suggested_keep(group))))
-    measure = None if page.get("read_only") else html.Div(
-        [button("Measure this", WhatIf.MEASURE), html.Div(id=WhatIf.STATE, className="quiet", role="status")],
-        className="measure")
+    ask = None if page.get("read_only") else button("Measure this", WhatIf.MEASURE)
+    measure = html.Div([ask, html.Div(id=WhatIf.STATE, className="quiet", role="status")], className="measure")
     return html.Div([
         dcc.Graph(id=WhatIf.CURVE, figure=whatif_curve(group, baseline, keep), config={"displayModeBar": False},
                   style={"height": "340px"}, className="curve"),
         html.Div(dmc.Slider(id=WhatIf.KEEP, value=keep, min=1, max=group["size"], step=1, updatemode="drag", size="sm",
-                            mb=30, marks=[{"value": at, "label": words.integer(at)} for at in _marks(group["size"])],
+                            mb=30, marks=[{"value": at, "label": words.integer(at)} for at in vm.keep_marks(group["size"])],
                             thumbLabel="Units kept"), className="slider"),
         html.Div(numbers(group, baseline, keep), id=WhatIf.NUMBERS), measure,
         JobStream(id=WhatIf.STREAM), html.P(_how(group, baseline), className="quiet how")], className="whatif")
-
-
-def _marks(size: int) -> list[int]:
-    return sorted({1, *(max(1, round(size * share)) for share in (0.25, 0.5, 0.75, 1))})
 
 
 def numbers(group: Json, baseline: Json, keep: int) -> html.Div:
