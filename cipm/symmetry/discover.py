@@ -102,7 +102,9 @@ def _kind(family: Family, structure: Structure, checkpoint: Checkpoint, places: 
 
 
 def _carries(structure: Structure, family: Family) -> bool:
-    """Tell whether the units carry smaller ones that may move by themselves, not just several fixed positions."""
+    """Tell whether the units are nothing but the smaller ones they carry, which are no fixed positions: heads."""
+    if family.units[0] in structure.positions:
+        return False
     below = structure.descendants.get(family.units[0], frozenset())
     return any(not any(isinstance(mark, tuple) for mark in structure.marks.get(c, ())) for c in below)
 

@@ -96,7 +96,7 @@ def test_grouped_convolution_and_group_norm_nest():
     symmetry = proved(Grouped(), torch.randn(2, 3, 8, 8))
     found = sizes(symmetry)
     assert ("channels in groups", 32, 8) in found  # within each of the 8 groups of the norm
-    assert ("channels in groups", 8, 4) in found   # the norm's groups within each group of the convolution
+    assert ("channel groups in groups", 8, 4) in found  # the norm's groups within each group of the convolution
     assert ("channel groups", 4, 1) in found       # the convolution's groups, with the stem's channels
 
 
@@ -138,7 +138,7 @@ def test_grouped_query_attention_keeps_kv_groups_query_heads_and_units():
     symmetry = proved(Attention(heads=6, kv=2, width=48), torch.randint(0, 20, (3, 5)))
     found = sizes(symmetry)
     assert ("heads", 2, 1) in found            # key-value groups
-    assert ("units in heads", 6, 2) in found   # query heads within each
+    assert ("heads in groups", 6, 2) in found  # query heads within each
     assert found.count(("units in heads", 16, 2)) == 2  # query-key and value units within each
 
 
