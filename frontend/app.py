@@ -62,7 +62,8 @@ class FirstPageFirst:
         if not self.asked and scope["type"] == "http" and not scope["path"].startswith("/api"):
             async with self.lock:
                 if not self.asked:
-                    await self.app({**scope, "method": "GET", "path": "/", "raw_path": b"/", "query_string": b""}, receive, _nowhere)
+                    first = {**scope, "method": "GET", "path": "/", "raw_path": b"/", "query_string": b""}
+                    await self.app(first, receive, _nowhere)
                     self.asked = True
         await self.app(scope, receive, send)
 

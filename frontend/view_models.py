@@ -200,9 +200,9 @@ def proof(certificate: Json | None) -> Proof:
         return Proof(None, "Not verified", "No certificate was made for this analysis.", ())
     passed = bool(certificate.get("passed"))
     control = certificate.get("negative_control")
+    alone = "" if control is None else f"; moving one tied tensor alone changes them by at least {words.number(control)}"
     sentence = (f"Over {words.plural(certificate.get('draws') or 0, 'random reordering')} the outputs changed by at most "
-                f"{words.number(certificate.get('max_rel'))} relative to the largest output"
-                f"{'; moving one tied tensor alone changes them by at least ' + words.number(control) if control is not None else ''}.")
+                f"{words.number(certificate.get('max_rel'))} relative to the largest output{alone}.")
     figures = (("Largest |Δ|", words.number(certificate.get("max_abs"))),
                ("Relative", words.number(certificate.get("max_rel"))),
                ("Tolerance", words.number(certificate.get("tolerance"))),

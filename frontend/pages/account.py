@@ -49,7 +49,8 @@ async def layout(site: Site) -> Component:
         html.H1("Account"), facts([("Name", user["name"]), ("E-mail", user["email"] or words.NONE)]), leave,
         html.H2("API tokens"),
         html.P("A token lets a program act as you over the API, with “Authorization: Bearer …”.", className="quiet"),
-        html.Div([dmc.TextInput(id=Account.NAME, placeholder="What is it for?", size="xs", w=260, **{"aria-label": "Name of the token"}),
+        html.Div([dmc.TextInput(id=Account.NAME, placeholder="What is it for?", size="xs", w=260,
+                                **{"aria-label": "Name of the token"}),
                   button("Create a token", Account.CREATE, "filled")], className="dialog-row"),
         html.Div(id=Account.NEW), html.Div(token_list(tokens), id=Account.LIST)], className="page narrow account")
 

@@ -237,7 +237,8 @@ def _register_whatif(app: Dash, site: Site) -> None:
             return no_update, problem(error.problem)
         return f"/api/analyses/{page['id']}/events?job={job['id']}", f"Measuring {words.integer(keep)} units…"
 
-    @app.callback(Output(Analysis.GROUP, "children", allow_duplicate=True), Output(WhatIf.STATE, "children", allow_duplicate=True),
+    @app.callback(Output(Analysis.GROUP, "children", allow_duplicate=True),
+                  Output(WhatIf.STATE, "children", allow_duplicate=True),
                   Input(WhatIf.STREAM, "job"), State(Analysis.PAGE, "data"), State(Analysis.VIEW, "data"),
                   State(WhatIf.KEEP, "value"), prevent_initial_call=True)
     async def measured(job: Json | None, page: Json, view: Json, keep: int) -> tuple[Any, Any]:

@@ -15,7 +15,7 @@ from frontend.client import ApiError
 from frontend.components import JobStream
 from frontend.ids import Analysis, Sharing
 from frontend.session import Site
-from frontend.widgets import badge, button, copy_button, problem
+from frontend.widgets import badge, button, problem
 
 Json = Mapping[str, Any]
 
@@ -31,7 +31,8 @@ def dialogs() -> list[Component]:
     export = dmc.Modal([
         html.P("The model you uploaded, in the same format, with every group's units in the chosen order. It computes the "
                "same function; plan and certificate travel inside, so that it can be restored bit for bit."),
-        html.Div([dmc.Select(id=Sharing.EXPORT_ORDER, data=[], value=None, label="Order", allowDeselect=False, size="xs", w=220),
+        html.Div([dmc.Select(id=Sharing.EXPORT_ORDER, data=[], value=None, label="Order", allowDeselect=False, size="xs",
+                             w=220),
                   button("Export", Sharing.EXPORT_START, "filled")], className="dialog-row"),
         JobStream(id=Sharing.EXPORT_STREAM), html.H3("Files"), html.Div(id=Sharing.EXPORT_LIST)],
         id=Sharing.EXPORT, title="Export", size="lg", centered=True)
@@ -86,7 +87,8 @@ def register(app: Dash, site: Site) -> None:
 
 
 def _register_share(app: Dash, site: Site) -> None:
-    @app.callback(Output(Sharing.SHARE, "opened"), Output(Sharing.SHARE_LIST, "children"), Output(Sharing.SHARE_NEW, "children"),
+    @app.callback(Output(Sharing.SHARE, "opened"), Output(Sharing.SHARE_LIST, "children"),
+                  Output(Sharing.SHARE_NEW, "children"),
                   Input(Sharing.SHARE_OPEN, "n_clicks"), State(Analysis.PAGE, "data"), prevent_initial_call=True)
     async def open_share(clicks: int | None, page: Json) -> tuple[Any, Any, Any]:
         """Open the dialog with the links there are."""

@@ -32,8 +32,8 @@ def write_study(folder: Path) -> Path:
     matrices = weights(folder, net, groups)
     for made, names in zip(groups, (["w0", "w1"], ["w1", "w2"]), strict=True):
         made["matrices"] = [made["correlation"], *names]
-        matrices.append({"id": made["correlation"], "title": f"Correlation of {made['name']}", "tensor": None, "kind": "correlation",
-                         "groups": {"rows": [made["name"]], "cols": [made["name"]]}, "shape": [made["size"]] * 2})
+        matrices.append({"id": made["correlation"], "title": f"Correlation of {made['name']}", "tensor": None,
+                         "kind": "correlation", "groups": {"rows": [made["name"]], "cols": [made["name"]]}, "shape": [made["size"]] * 2})
     (folder / "orders.json").write_text(json.dumps(["original", "modules", "nodesort", "random"]))
     (folder / "report.json").write_text(json.dumps(report(net, groups, matrices, rows, truth)))
     return folder
@@ -135,7 +135,8 @@ def whatif(net: MLPClassifier, values: np.ndarray, truth: np.ndarray, rows: np.n
                 for keep in keeps[4::5]]
     total, width = parameters(net), sum(net.coefs_[at].shape[:1]) + net.coefs_[at + 1].shape[1] + 1
     return {"keep": keeps, "predicted": [loss(keep, 2)[0] for keep in keeps], "predicted_cost": [], "unavailable": None,
-            "removal_order": removal.tolist(), "parameters": [total - (size - keep) * width for keep in keeps], "measured": measured}
+            "removal_order": removal.tolist(), "measured": measured,
+            "parameters": [total - (size - keep) * width for keep in keeps]}
 
 
 def parameters(net: MLPClassifier) -> int:
@@ -152,8 +153,8 @@ def weights(folder: Path, net: MLPClassifier, groups: list[dict[str, Any]]) -> l
         axes = [AxisMeta(end if end.startswith("hidden") else f"coefs.{at}:{side}") for side, end in enumerate(ends)]
         write_matrix(folder, f"w{at}", weight.T, title=f"coefs.{at}", rows=axes[0], cols=axes[1])
         for order in ("modules", "nodesort", "random"):
-            index = [next((np.array(made["index"][order]) for made in groups if made["name"] == end), np.arange(weight.T.shape[side]))
-                     for side, end in enumerate(ends)]
+            known = {made["name"]: np.array(made["index"][order]) for made in groups}
+            index = [known.get(end, np.arange(weight.T.shape[side])) for side, end in enumerate(ends)]
             write_index(folder, order, f"w{at}", *index)
         listed.append({"id": f"w{at}", "title": f"coefs.{at}", "tensor": f"coefs.{at}", "kind": "weight",
                        "groups": {"rows": [ends[0]], "cols": [ends[1]]}, "shape": list(weight.T.shape)})
@@ -166,10 +167,12 @@ def report(net: MLPClassifier, groups: list[dict[str, Any]], matrices: list[dict
     odds = net.predict_proba(rows)
     log10 = float(sum(np.log10(np.arange(1, made["size"] + 1)).sum() for made in groups))
     return {"schema_version": 1, "created": "2026-01-01T00:00:00Z", "versions": {"cipm": "0.1.0"}, "hashes": {},
-            "model": {"format": "scikit-learn MLP", "sha256": "", "parameters": parameters(net), "tensors": 6, "name": "digits"},
+            "model": {"format": "scikit-learn MLP", "sha256": "", "parameters": parameters(net), "tensors": 6,
+                      "name": "digits"},
             "probe": {"rows": len(rows), "used_rows": len(rows), "inputs": [], "labels": True, "notes": []},
             "options": {}, "log10_equivalents": log10, "movable_share": 0.9, "certificate": certificate(net, groups, rows),
-            "pins": [{"tensor": "coefs.0", "axis": 0, "op": "input", "node": "x", "reason": "The order of the inputs is the user's."}],
+            "pins": [{"tensor": "coefs.0", "axis": 0, "op": "input", "node": "x",
+                      "reason": "The order of the inputs is the user's."}],
             "notes": [], "timings": {"view": 0.4}, "matrices": matrices, "groups": groups,
             "baseline": {"loss": float(log_loss(truth, odds)), "loss_kind": "cross_entropy", "rows": len(rows),
                          "accuracy": float((odds.argmax(1) == truth).mean())}}
