@@ -32,6 +32,39 @@ class Problem(TypedDict):
     fix: str | None
 
 
+class WorkerHealth(TypedDict):
+    """The workers that the server can see."""
+
+    alive: bool
+    busy: bool
+    workers: int
+
+
+class JailHealth(TypedDict):
+    """Whether untrusted models can be run safely."""
+
+    ok: bool
+    detail: str
+
+
+class DemoHealth(TypedDict):
+    """How far a demo's sample models are."""
+
+    state: Literal["training", "ready", "failed"]
+    detail: str
+
+
+class Health(TypedDict):
+    """The state of the server; `demo` is null on one that is no demo."""
+
+    status: Literal["ok", "degraded"]
+    version: str
+    worker: WorkerHealth
+    jail: JailHealth
+    auth: bool
+    demo: DemoHealth | None
+
+
 class User(TypedDict):
     """The one who asks; `auth`: whether this server asks people to sign in."""
 
@@ -219,7 +252,7 @@ class Client:
         """Return the API's description of itself."""
         return await self._call("GET", "/api/openapi.json")
 
-    async def health(self) -> Json:
+    async def health(self) -> Health:
         """Return the state of the server."""
         return await self._call("GET", "/api/health")
 
