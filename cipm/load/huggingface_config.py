@@ -169,14 +169,14 @@ def _model_type(payload: dict[str, Any]) -> str:
     if payload.get("auto_map"):
         raise RefusedFormat("config.json asks for code of its own (auto_map), which is never run here.", where="auto_map",
                             fix="Upload a model of a standard type, or a .pt2 file of torch.export.save.")
-    if kind not in SCHEMAS:
+    if not isinstance(kind, str) or kind not in SCHEMAS:
         raise UnsupportedModel(f"config.json names the model type {str(kind)[:60]!r}; the types read here are "
                                f"{', '.join(SCHEMAS)}.", where="model_type",
                                fix="Export the model with torch.export and upload the .pt2 file.")
     if payload.get("quantization_config"):
         raise UnsupportedModel("config.json describes quantised weights, which are not read here.",
                                where="quantization_config", fix="Upload the model before quantisation.")
-    return str(kind)
+    return kind
 
 
 def _class_name(payload: dict[str, Any], kind: str) -> tuple[str, list[str]]:

@@ -6,7 +6,6 @@ Names become identifiers or are refused, operators pass the list in `ops`, sizes
 
 from __future__ import annotations
 
-import json
 import keyword
 import re
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ import torch
 
 from cipm.errors import CorruptFile, LimitExceeded, UnsupportedModel
 from cipm.load.ops import TRAINING_FLAGS, op_name, refusal
+from cipm.load.structure import call_names, output_structure
 from cipm.load.symbols import Expression, parse
 from cipm.load.tensors import EXPORT_FIX, EXPORT_LAYOUTS, EXPORT_MEMORY, MAX_RANK, export_dtype
 from cipm.trace.graph import Graph, Input, Node, Ref
@@ -67,7 +67,7 @@ def read_program(payload: Mapping[str, Any], canonical: Mapping[str, str]) -> Pr
     """
     try:
         return _read(payload, canonical)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, StopIteration, RecursionError) as error:
         raise CorruptFile(f"The archive's model JSON is damaged or of another version: {type(error).__name__} {error}.",
                           fix=EXPORT_FIX) from error
 
@@ -93,8 +93,8 @@ def _read(payload: Mapping[str, Any], canonical: Mapping[str, str]) -> Program:
     results = _outputs(graph, signature, scope)
     call = module["module_call_graph"][0]["signature"]
     names = tuple(i.name for i in inputs)
-    args, kwargs, notes = _call(call["in_spec"], names)
-    structure, more = _structure(json.loads(call["out_spec"])[1], len(results))
+    args, kwargs, notes = call_names(call["in_spec"], names)
+    structure, more = output_structure(call["out_spec"], len(results))
     if any(next(iter(output)) not in ("as_tensor", "as_none") for output in graph["outputs"]):
         more = (*more, "Outputs of the model that are not tensors are None in the exported file.")
     ranges = {str(name): (int(r["min_val"] or 0), None if r["max_val"] is None else int(r["max_val"]))
@@ -361,54 +361,3 @@ def _string(value: Any) -> str:
 def _script_object() -> UnsupportedModel:
     return UnsupportedModel("The model carries a script object or another opaque constant, which could run code.",
                             fix="Keep only tensors as parameters, buffers and constants, and export again.")
-
-
-# --- structures -----------------------------------------------------------------------------------------------------
-
-def _call(spec: str, names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    positional, by_name = json.loads(spec)[1]["children_spec"]
-    children = [*positional["children_spec"], *by_name["children_spec"]]
-    if any(child["type"] is not None for child in children) or len(children) != len(names):
-        note = "Nested or constant inputs of the model are passed one tensor after the other in the exported file."
-        return names, (), (note,)
-    count = len(positional["children_spec"])
-    return names[:count], names[count:], ()
-
-
-def _structure(spec: Mapping[str, Any], leaves: int) -> tuple[Any, tuple[str, ...]]:
-    notes: set[str] = set()
-    structure = _shape_of(spec, notes, 0)
-    if _count(structure) != leaves:
-        return {"tuple": ["*"] * leaves}, ("The outputs of the model are returned as a flat tuple in the exported file.",)
-    return structure, tuple(sorted(notes))
-
-
-def _shape_of(spec: Mapping[str, Any], notes: set[str], depth: int) -> Any:
-    if depth > MAX_NESTING:
-        raise LimitExceeded("The model's outputs are nested too deeply.")
-    kind, children = spec["type"], [_shape_of(child, notes, depth + 1) for child in spec["children_spec"]]
-    if kind is None:
-        return "*"
-    if kind in ("builtins.tuple", "builtins.list"):
-        return {kind.removeprefix("builtins."): children}
-    keys = _keys(spec["context"])
-    if kind not in ("builtins.dict", "collections.OrderedDict"):
-        notes.add(f"Outputs of type {str(kind)[:80]} are returned as a {'dict' if keys else 'tuple'} in the exported file.")
-    if keys is not None and len(keys) == len(children):
-        return {"dict": [list(pair) for pair in zip(keys, children, strict=True)]}
-    return {"tuple": children}
-
-
-def _keys(context: Any) -> list[str | int] | None:
-    try:
-        keys = json.loads(context) if isinstance(context, str) else context
-    except ValueError:
-        return None
-    return keys if isinstance(keys, list) and all(isinstance(key, (str, int)) for key in keys) else None
-
-
-def _count(structure: Any) -> int:
-    if structure == "*":
-        return 1
-    (kind, items), = structure.items()
-    return sum(_count(item[1] if kind == "dict" else item) for item in items)

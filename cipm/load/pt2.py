@@ -104,7 +104,8 @@ def _payloads(source: Source, folder: str, config: str) -> tuple[dict[str, torch
     """Return the tensors of a config file by key, and what the file says of each."""
     if config not in source:
         return {}, {}
-    info = source.json(config).get("config")
+    payload = source.json(config)
+    info = payload.get("config") if isinstance(payload, dict) else None
     if not isinstance(info, dict):
         raise CorruptFile(f"{config!r} lists no tensors.", where=config, fix=FIX)
     cache: dict[str, bytearray] = {}
@@ -121,12 +122,12 @@ def _tensor(source: Source, folder: str, key: str, item: Any, cache: dict[str, b
         path, meta = str(item["path_name"]), item["tensor_meta"]
         shape, strides = ([int(size["as_int"]) for size in meta[field]] for field in ("sizes", "strides"))
         offset = int(meta["storage_offset"]["as_int"])
-        item["is_param"], item["path_name"]  # noqa: B018  both are read later
+        code, _ = meta["dtype"], item["is_param"]
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptFile(f"The archive describes tensor {key!r} incompletely: {error}.", where=key, fix=FIX) from error
     if path not in cache:
         cache[path] = source.read(f"data/{folder}/{path}")
-    return raw_tensor(cache[path], export_dtype(meta["dtype"], key), shape, strides, offset, key)
+    return raw_tensor(cache[path], export_dtype(code, key), shape, strides, offset, key)
 
 
 def _aliases(info: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

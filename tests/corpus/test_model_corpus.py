@@ -159,6 +159,8 @@ CASES: dict[str, Builder] = {
     "ONNX": _raw("model.onnx", make.onnx_bytes()),
     "safetensors alone": lambda tmp: make.hub_folder(tmp / "m", {}, {"a": torch.zeros(2)}) / "model.safetensors",
     "NumPy archive": lambda tmp: make.npz(tmp / "data.npz"),
+    "torch.export of torch 2.7": lambda tmp: make.zipped(tmp / "old.pt2", {"serialized_exported_program.json": b"{}",
+                                                                           "serialized_state_dict.pt": b"", "version": b"8"}),
     "AOTInductor": lambda tmp: make.compiled(tmp / "model.pt2"),
     "Git LFS pointer": _raw("model.pt2", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n"),
     "zip bomb": lambda tmp: make.zip_bomb(tmp / "bomb.zip"),
