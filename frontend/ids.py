@@ -21,6 +21,7 @@ class Home(StrEnum):
     ANALYSE = "home-analyse"
     PROBLEM = "home-problem"
     LIST = "home-list"
+    SAMPLES = "home-samples"
     CLOCK = "home-clock"
     GO = "home-go"
     RENAME = "home-rename"

@@ -27,14 +27,14 @@ async def layout(site: Site) -> Component:
     client = site.visit()
     try:
         fields = option_fields(await client.openapi())
-        samples, analyses = await client.samples(), await client.analyses()
+        samples, analyses, demo = await client.samples(), await client.analyses(), (await client.health())["demo"]
     except ApiError as error:
         if error.status == 401:
             return html.Main(dcc.Location(id=Home.GO, href="/login", refresh="callback-nav"), className="page narrow")
         return html.Main(problem(error.problem), className="page narrow")
     return html.Main([_new(fields, samples), html.Section(
-        [html.H2("Analyses"), html.Div(analysis_table(analyses), id=Home.LIST)], className="list"), *_dialogs(),
-        dcc.Interval(id=Home.CLOCK, interval=2000, disabled=not busy(analyses)),
+        [html.H2("Analyses"), html.Div(analysis_list(analyses, demo), id=Home.LIST)], className="list"), *_dialogs(),
+        dcc.Interval(id=Home.CLOCK, interval=2000, disabled=not busy(analyses, demo)),
         dcc.Location(id=Home.GO, refresh="callback-nav"), dcc.Store(id=Home.CHOSEN)], className="page home")
 
 
@@ -42,7 +42,7 @@ def _new(fields: list[OptionField], samples: Sequence[Json]) -> Component:
     return html.Section([
         html.H1("See the modules in a trained network"),
         html.P("Drop a model and some probe data. Reordering never changes what the model computes.", className="lead"),
-        Uploader(id=Home.UPLOADER), _samples(samples),
+        Uploader(id=Home.UPLOADER), html.Div(_samples(samples), id=Home.SAMPLES),
         html.Div([dmc.TextInput(id=Home.TITLE, placeholder="Title (optional)", size="xs", className="title-input",
                                 **{"aria-label": "Title"}),
                   button("Analyse", Home.ANALYSE, "filled", disabled=True)], className="start"),
@@ -72,9 +72,25 @@ def _control(field: OptionField) -> Component:
                            allowDecimal=field.kind != "integer", clampBehavior="none", suffix=f" {field.unit}", **common)
 
 
-def busy(analyses: Sequence[Json]) -> bool:
-    """Tell whether any analysis still waits or runs, so that the list must be kept fresh."""
-    return any(analysis["job"]["status"] in vm.ACTIVE for analysis in analyses)
+def busy(analyses: Sequence[Json], demo: Json | None) -> bool:
+    """Tell whether anything waits, runs or is still to come, so that the list must be kept fresh."""
+    return training(demo) or any(analysis["job"]["status"] in vm.ACTIVE for analysis in analyses)
+
+
+def training(demo: Json | None) -> bool:
+    """Tell whether the demo's sample models are being trained."""
+    return bool(demo and demo["state"] == "training")
+
+
+def analysis_list(analyses: Sequence[Json], demo: Json | None) -> list[Component | None]:
+    """Return how the demo's samples stand, where there is anything to say, and the visitor's analyses."""
+    note = None
+    if training(demo):
+        note = html.P("Sample models are being trained on this machine, about half a minute in all. Each appears here as "
+                      f"soon as it is there. {demo['detail']}", className="quiet", role="status")
+    elif demo and demo["state"] == "failed":
+        note = problem({"message": demo["detail"]}, "The sample models are not there")
+    return [note, None if training(demo) and not analyses else analysis_table(analyses)]
 
 
 def analysis_table(analyses: Sequence[Json]) -> Component:
@@ -156,6 +172,14 @@ def _register_list(app: Dash, site: Site) -> None:
         """Keep the list fresh while anything runs."""
         return await _list(site)
 
+    @app.callback(Output(Home.SAMPLES, "children"), Input(Home.CLOCK, "n_intervals"), prevent_initial_call=True)
+    async def refresh_samples(_: int) -> Any:
+        """Show the files to try as they come."""
+        try:
+            return _samples(await site.visit().samples())
+        except ApiError:
+            return no_update
+
     @app.callback(Output(Home.RENAME, "opened"), Output(Home.RENAME_TEXT, "value"), Output(Home.DELETE, "opened"),
                   Output(Home.CHOSEN, "data"), Input({"type": Home.ROW_RENAME, "id": ALL, "title": ALL}, "n_clicks"),
                   Input({"type": Home.ROW_DELETE, "id": ALL, "title": ALL}, "n_clicks"), prevent_initial_call=True)
@@ -195,7 +219,8 @@ def _register_list(app: Dash, site: Site) -> None:
 
 async def _list(site: Site) -> tuple[Any, bool]:
     try:
-        analyses = await site.visit().analyses()
+        client = site.visit()
+        analyses, demo = await client.analyses(), (await client.health())["demo"]
     except ApiError as error:
         return problem(error.problem), True
-    return analysis_table(analyses), not busy(analyses)
+    return analysis_list(analyses, demo), not busy(analyses, demo)
