@@ -6,6 +6,7 @@ Pure ASGI: nothing is buffered, so uploads and event streams pass through untouc
   are answered. An address in digits cannot be rebound and is always answered.
 - *Cross-site requests*: browsers say where a request comes from (Sec-Fetch-Site, Origin); one that changes something,
   or opens a web socket, from another site is refused. Programs that send neither carry no cookies of a browser.
+- *Bodies*: only an upload may be long; a database takes no NUL in a text, so an address with one is of nothing.
 - *Share links*: the token is in the address, so no address leaves as a referrer.
 """
 
@@ -19,9 +20,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.errors import our_bug, response
-from cipm.errors import Forbidden
+from cipm.errors import CipmError, Forbidden, InputError, LimitExceeded
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+BODY_BYTES = 16 * 2**20
 # Dash renders with inline scripts and styles, and evaluates clientside callbacks; nothing comes from another host.
 POLICY = ("default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
           "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' ws: wss:; worker-src 'self' blob:; "
@@ -52,10 +54,15 @@ class Guard:
         else:
             await response(refused)(scope, receive, send)
 
-    def refusal(self, scope: Scope) -> Forbidden | None:
+    def refusal(self, scope: Scope) -> CipmError | None:
         """Return why this request is refused, or None."""
         headers = Headers(scope=scope)
         host = headers.get("host", "")
+        if "\0" in scope["path"] or b"%00" in scope.get("query_string", b""):
+            return InputError("An address holds no NUL.")
+        if scope["type"] == "http" and _too_long(scope, headers):
+            return LimitExceeded(f"A request body here has at most {BODY_BYTES:,} bytes.",
+                                 fix="Files are sent by PUT /api/uploads/{id}.")
         if not self.is_ours(host):
             return Forbidden("This server does not answer to this host name.", where="Host",
                              fix="Use its address in digits, or set CIPM_PUBLIC_URL to the name people use.")
@@ -127,6 +134,14 @@ def _from_elsewhere(headers: Headers, host: str) -> bool:
         return True
     origin = headers.get("origin")
     return origin is not None and urlsplit(origin).netloc.lower() != host.lower()
+
+
+def _too_long(scope: Scope, headers: Headers) -> bool:
+    """Tell whether a body that is kept in memory is too long, or does not say how long it is."""
+    if scope["method"] == "PUT" and scope["path"].startswith("/api/uploads/"):
+        return False
+    length = headers.get("content-length", "0")
+    return "transfer-encoding" in headers or not length.isdecimal() or int(length) > BODY_BYTES
 
 
 def _host_name(host: str) -> str:

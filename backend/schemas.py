@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from cipm.options import AnalysisOptions
 
@@ -15,9 +15,16 @@ UploadKind = Literal["model", "probe"]
 
 
 class Input(BaseModel):
-    """A request body."""
+    """A request body. No text in it holds a NUL, which a database does not take."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*")
+    @classmethod
+    def _no_nul(cls, value: Any) -> Any:
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("a text holds no NUL")
+        return value
 
 
 class Output(BaseModel):

@@ -22,6 +22,7 @@ from cipm.errors import CipmError
 from cipm.views import AxisMeta, write_index, write_matrix, write_strip
 
 PASSWORD = "a long enough password"
+TILE_BYTES = 256 * 256 * 2
 
 
 @dataclass

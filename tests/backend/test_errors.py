@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from backend import errors
-from backend.middleware import HEADERS, Guard, LastResort, SecurityHeaders
+from backend.middleware import BODY_BYTES, HEADERS, Guard, LastResort, SecurityHeaders
 from cipm.errors import CipmError, error_classes
 
 
@@ -127,3 +127,22 @@ def test_a_web_socket_from_another_site_is_refused():
     assert guard.refusal(scope) is not None
     scope["headers"][1] = (b"origin", b"http://127.0.0.1:8000")
     assert guard.refusal(scope) is None
+
+
+@pytest.mark.parametrize("path", ["/api/analyses/%00", "/api/analyses/a%00b/report", "/api/analyses/x?share=%00"])
+def test_an_address_with_a_nul_is_of_nothing(local, path):
+    answer = local.client().get(path)
+    assert answer.status_code == 422 and "NUL" in shape_of(answer)["message"]
+
+
+def test_a_text_with_a_nul_is_refused_by_field(guarded):
+    answer = guarded.client().post("/api/auth/login", json={"email": "a\0b@c", "password": "x"})
+    assert answer.status_code == 422 and shape_of(answer)["where"] == "email"
+
+
+def test_only_uploads_may_be_long(local):
+    client = local.client()
+    declared = client.post("/api/uploads", content=b"x" * (BODY_BYTES + 1))
+    assert declared.status_code == 413 and "at most 16,777,216" in shape_of(declared)["message"]
+    undeclared = client.post("/api/uploads", content=iter([b"{}"]))
+    assert undeclared.status_code == 413
