@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -41,15 +40,10 @@ def _fill(folder: Path, upload: Source, checkpoint: Checkpoint, tensors: Mapping
         write_safetensors(base / file, read_header(upload, file), lambda key: tensors[checkpoint.aliases.get(key, key)])
     for name in upload.files:
         if name != NAME and name not in files and PurePosixPath(name).suffix.lower() not in _LEFT_OUT:
-            _copy(upload, name, base / name)
+            (base / name).parent.mkdir(parents=True, exist_ok=True)
+            (base / name).write_bytes(upload.read(name))
     if record is not None:
         (base / NAME).write_text(record)
-
-
-def _copy(upload: Source, name: str, to: Path) -> None:
-    to.parent.mkdir(parents=True, exist_ok=True)
-    with upload.open(name) as stream, to.open("wb") as file:
-        shutil.copyfileobj(stream, file, 1 << 20)
 
 
 def _zip(folder: Path, out: Path) -> None:

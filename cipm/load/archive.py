@@ -24,6 +24,7 @@ MAX_UNPACKED = 256 * 2**30
 MAX_RATIO = 20
 FREE_UNPACKED = 256 * 2**20  # below this, a high compression ratio does no harm
 MAX_JSON = 256 * 2**20
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)  # all that zipfile raises
 _REPACK = "Pack the files again with an ordinary zip tool."
 _IGNORED = ("__MACOSX/", ".DS_Store")
 
@@ -58,7 +59,7 @@ class Source:
             else:
                 with zipfile.ZipFile(self.path) as archive, archive.open(real) as stream:
                     yield stream
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        except _DAMAGE as error:
             raise CorruptFile(f"{name!r} is damaged: {error}.", where=name, fix="Upload the file again.") from error
 
     def read(self, name: str, limit: int = MAX_UNPACKED) -> bytearray:
@@ -110,7 +111,7 @@ def _zip(path: Path) -> dict[str, int]:
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
+    except _DAMAGE as error:
         raise CorruptFile(f"The zip archive is damaged or cut short: {error}.", fix="Upload the file again.") from error
     _check_sizes(infos, path.stat().st_size)
     sizes: dict[str, int] = {}

@@ -86,7 +86,7 @@ def test_damaged_bytes(good: Path, seed: int) -> None:
 @given(seed=st.integers(0, 2**32 - 1))
 def test_damaged_hub_configs(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
     folder = tmp_path_factory.mktemp("hub") / "model"
-    config = {**make.CONFIG, "id2label": {"0": "a"}, "hidden_act": "relu"}
+    config = {**copy.deepcopy(make.CONFIG), "id2label": {"0": "a"}, "hidden_act": "relu"}
     damage(config, seed)
     make.hub_folder(folder, config, {"a": torch.zeros(2)})
     _read_or_refused(folder)
