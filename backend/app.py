@@ -24,7 +24,7 @@ from backend.routes import routers
 from backend.schemas import ErrorBody
 from backend.settings import Settings, load_settings
 from backend.store import open_store
-from backend.worker import EmbeddedWorker
+from backend.supervisor import Supervisor
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 _ERRORS = {code: {"model": ErrorBody, "description": "An error, in the one shape."} for code in (422, "4XX", "5XX")}
@@ -58,8 +58,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Open the store (migrations run, the owner is there), start the worker and the demo; end all in reverse."""
     settings: Settings = app.state.settings
     app.state.store = await run_in_threadpool(open_store, settings)
-    app.state.worker = worker = EmbeddedWorker(settings)
-    if settings.embedded_worker:
+    app.state.worker = worker = Supervisor(settings) if settings.embedded_worker else None
+    if worker is not None:
         worker.start()
     app.state.demo = demo = Demo(app.state.store) if settings.demo else None
     if demo is not None:
@@ -69,7 +69,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         if demo is not None:
             await demo.stop()
-        await worker.stop()
+        if worker is not None:
+            await run_in_threadpool(worker.stop)
         await run_in_threadpool(app.state.store.close)
 
 

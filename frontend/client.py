@@ -4,8 +4,7 @@
     client = Client(http, token="cipm_…")
     analyses = await client.analyses()
 
-Answers are plain dictionaries whose fields the types below name; a contract test compares them with OpenAPI, so a field
-that the API adds, drops or renames is noticed here. Errors come as ApiError with the API's own words.
+Answers are plain dictionaries whose fields `frontend.api_types` names. Errors come as ApiError with the API's own words.
 """
 
 from __future__ import annotations
@@ -14,214 +13,30 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any, Literal, TypedDict
+from typing import Any
 from urllib.parse import quote
 
 import httpx
 
-Json = dict[str, Any]
+from frontend.api_types import (
+    Analysis,
+    Export,
+    Health,
+    Job,
+    Json,
+    Matrix,
+    Measurement,
+    Problem,
+    SampleFile,
+    Share,
+    ShareMade,
+    Token,
+    TokenMade,
+    Upload,
+    User,
+)
+
 EVENT_SECONDS = 30.0
-
-
-class Problem(TypedDict):
-    """What is wrong, where, and the way out."""
-
-    code: str
-    message: str
-    where: str | None
-    fix: str | None
-
-
-class WorkerHealth(TypedDict):
-    """The workers that the server can see."""
-
-    alive: bool
-    busy: bool
-    workers: int
-
-
-class JailHealth(TypedDict):
-    """Whether untrusted models can be run safely."""
-
-    ok: bool
-    detail: str
-
-
-class DemoHealth(TypedDict):
-    """How far a demo's sample models are."""
-
-    state: Literal["training", "ready", "failed"]
-    detail: str
-
-
-class Health(TypedDict):
-    """The state of the server; `demo` is null on one that is no demo."""
-
-    status: Literal["ok", "degraded"]
-    version: str
-    worker: WorkerHealth
-    jail: JailHealth
-    auth: bool
-    demo: DemoHealth | None
-
-
-class User(TypedDict):
-    """The one who asks; `auth`: whether this server asks people to sign in."""
-
-    id: str
-    email: str | None
-    name: str
-    auth: bool
-
-
-class Token(TypedDict):
-    """A personal API token, without its secret."""
-
-    id: str
-    name: str
-    created: str
-    last_used: str | None
-
-
-class TokenMade(Token):
-    """A personal API token at the one time its secret is shown."""
-
-    token: str
-
-
-class Upload(TypedDict):
-    """A file on its way in, or in."""
-
-    id: str
-    name: str
-    kind: Literal["model", "probe"]
-    size: int
-    offset: int
-    complete: bool
-    sha256: str | None
-    expires: str | None
-
-
-class SampleFile(TypedDict):
-    """A file to try the upload with."""
-
-    name: str
-    kind: Literal["model", "probe"]
-    title: str
-    size: int
-
-
-class Source(TypedDict):
-    """An uploaded file as an analysis knows it."""
-
-    name: str
-    sha256: str
-    size: int
-
-
-class Stage(TypedDict):
-    """One stage of a job."""
-
-    name: str
-    state: Literal["waiting", "running", "done", "cached"]
-    seconds: float | None
-
-
-class Job(TypedDict):
-    """One piece of work on a worker."""
-
-    id: str
-    kind: Literal["analyze", "export", "measure"]
-    status: Literal["queued", "running", "done", "failed", "cancelled"]
-    stage: str | None
-    stages: list[Stage]
-    progress: float
-    eta_seconds: float | None
-    attempt: int
-    error: Problem | None
-    created: str
-    started: str | None
-    finished: str | None
-
-
-class Analysis(TypedDict):
-    """A model, a probe set and options, and the newest job on them."""
-
-    id: str
-    title: str
-    created: str
-    model: Source
-    probe: Source | None
-    options: Json
-    job: Job
-    read_only: bool
-    sample: bool
-
-
-class AxisView(TypedDict):
-    """One axis of a matrix in the order shown: per position the original unit, and its module or null."""
-
-    axis: str
-    blocks: int
-    ids: list[int]
-    modules: list[int] | None
-
-
-class Matrix(TypedDict):
-    """A matrix in one order, and how to read its tiles."""
-
-    id: str
-    title: str
-    shape: list[int]
-    vmin: float
-    vmax: float
-    absmax: float
-    q99: float
-    nan: int
-    order: str
-    orders: list[str]
-    levels: int
-    tile: int
-    scale: float
-    revision: str
-    rows: AxisView
-    cols: AxisView
-
-
-class Measurement(TypedDict):
-    """A measured what-if; `result` once the job is done."""
-
-    id: str
-    group: str
-    keep: int
-    job: Job
-    result: Json | None
-
-
-class Export(TypedDict):
-    """A reorganised checkpoint in the uploaded format."""
-
-    id: str
-    order: str
-    job: Job
-    filename: str | None
-    size: int | None
-    certificate: Json | None
-
-
-class Share(TypedDict):
-    """A read-only link to one analysis, without its secret."""
-
-    id: str
-    created: str
-    revoked: str | None
-
-
-class ShareMade(Share):
-    """A link at the one time it is shown."""
-
-    url: str
-    token: str
 
 
 class ApiError(Exception):

@@ -16,6 +16,7 @@ from api_server import Running, finish
 from backend import reference
 from backend.app import create_app
 from backend.settings import Settings
+from frontend import api_types
 from frontend import client as module
 from frontend.client import ApiError, Client, open_http
 
@@ -35,7 +36,7 @@ def run(server: Running, calls, **who):
 
 @pytest.mark.parametrize("name", sorted(SHOWN))
 def test_the_clients_types_have_exactly_the_fields_of_openapi(name):
-    declared = typing.get_type_hints(getattr(module, name))
+    declared = typing.get_type_hints(getattr(api_types, name))
     assert set(declared) == set(SHOWN[name]["properties"])
     for field, about in SHOWN[name]["properties"].items():
         nullable = any(part.get("type") == "null" for part in about.get("anyOf", ()))
