@@ -21,9 +21,9 @@ _LEFT_OUT = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".h5", ".msgpack", "
 
 
 def write(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], source: Path, record: str | None, out: Path) -> None:
-    """Write the model as it was uploaded, zip or folder, with these tensors and the record beside them."""
+    """Write the model with these tensors and the record beside them: a folder stays one unless `out` is called .zip."""
     upload = open_source(source)
-    if source.is_dir():
+    if source.is_dir() and out.suffix != ".zip":
         _fill(out, upload, checkpoint, tensors, record, "")
         return
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:

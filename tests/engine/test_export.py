@@ -243,6 +243,15 @@ def test_a_damaged_record_is_refused(bert: Path, tmp_path: Path, change: Any) ->
         read_plan(out)
 
 
+def test_a_folder_can_be_written_as_a_zip(bert: Path, tmp_path: Path) -> None:
+    checkpoint = load(bert)
+    out = export(checkpoint, bert, random_plan(checkpoint, 3), None, tmp_path / "out.zip")
+    assert zipfile.is_zipfile(out)
+    back = restore(out, tmp_path / "back.zip")
+    with zipfile.ZipFile(back) as archive:
+        assert archive.read("model.safetensors") == (bert / "model.safetensors").read_bytes()
+
+
 def test_an_existing_folder_is_not_overwritten(bert: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(Conflict, match="The folder 'out' exists already"):
