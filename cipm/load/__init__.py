@@ -1,8 +1,12 @@
-"""Untrusted bytes → Checkpoint. One file per format, each with `match(path)` and `open(path)`; nothing is executed."""
+"""Untrusted bytes → Checkpoint. One file per format, each with `match(path)` and `open(path)`; nothing is executed.
+
+The package can be called: `cipm.load(path)` is `cipm.load.load(path)`.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -42,5 +46,14 @@ def content_hash(path: Path) -> str:
                 digest.update(chunk)
     return digest.hexdigest()
 
+
+class _Callable(ModuleType):
+    """The facade's name for the function is the package's own name; this lets both be what people write."""
+
+    def __call__(self, path: str | Path) -> Checkpoint:
+        return load(path)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 __all__ = ["FORMATS", "Checkpoint", "content_hash", "describe", "load", "refuse"]
