@@ -25,9 +25,11 @@ INDEX = """<!DOCTYPE html>
 <link rel="icon" type="image/svg+xml" href="/assets/logo.svg">{%css%}</head>
 <body>{%app_entry%}<footer>{%config%}{%scripts%}{%renderer%}</footer></body>
 </html>"""
+# Mantine's ten shades of dark, from text to the deepest ground, in the cool grey of assets/app.css.
+DARK = ["#e6e9ed", "#b8bfc8", "#8b95a1", "#5c6570", "#3a414b", "#2a2f37", "#1f2329", "#14161a", "#101216", "#0c0e11"]
 THEME = {"fontFamily": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "primaryColor": "indigo",
          "fontFamilyMonospace": "ui-monospace, 'SF Mono', Menlo, Consolas, monospace", "defaultRadius": "sm",
-         "primaryShade": {"light": 7, "dark": 7}, "cursorType": "pointer"}
+         "colors": {"dark": DARK}, "primaryShade": {"light": 7, "dark": 7}, "cursorType": "pointer"}
 
 
 ASSETS = Path(__file__).parent / "assets"

@@ -49,6 +49,21 @@ class GroupRow:
     unavailable: str | None
 
     @property
+    def path(self) -> str:
+        """Return the leading parts of a long dotted name, "" for a short one."""
+        return ".".join(self.name.split(".")[:-2])
+
+    @property
+    def short(self) -> str:
+        """Return the last two parts of a dotted name."""
+        return ".".join(self.name.split(".")[-2:])
+
+    @property
+    def size_words(self) -> str:
+        """Return the size with its noun."""
+        return size_words(self.size, self.kind)
+
+    @property
     def search(self) -> str:
         """Return the text that the filter looks in."""
         return f"{self.name} {self.kind} {self.size} {'proved' if self.proved else 'unproved'}".lower()
@@ -74,6 +89,13 @@ def group_rows(report: Json) -> list[GroupRow]:
 def _group_row(group: Json, depth: int) -> GroupRow:
     return GroupRow(group["name"], depth, group.get("kind") or "units", group["size"], len(group.get("modules") or []),
                     (group.get("redundancy") or {}).get("share"), bool(group.get("proved")), group.get("unavailable"))
+
+
+def size_words(size: int, kind: str, blocks: int = 1) -> str:
+    """Return `512 units`, `64 units in 8 blocks`, or for a kind that is no plural `16 units, residual stream`."""
+    noun = kind.split()[0]
+    text = f"{words.integer(size)} {noun}" if noun.endswith("s") else f"{words.integer(size)} units, {kind}"
+    return text + (f" in {blocks} blocks" if blocks > 1 else "")
 
 
 def choose_group(report: Json, asked: str | None) -> Json | None:

@@ -90,7 +90,7 @@ def _details(report: Json) -> Component:
     rows = [html.Tr([html.Td(html.Code(pin["tensor"])), html.Td(str(pin["axis"])), html.Td(pin.get("op")),
                      html.Td(pin.get("reason"))]) for pin in pins]
     hashes = [(name.capitalize(), html.Code(str(value)[:16], title=str(value)))
-              for name, value in (report.get("hashes") or {}).items()]
+              for name, value in (report.get("hashes") or {}).items() if isinstance(value, str)]
     timings = [(vm.STAGE_WORDS.get(name, name), words.seconds(value)) for name, value in (report.get("timings") or {}).items()]
     return dmc.Drawer([
         html.H3("Certificate"), html.P(proof.sentence), facts(proof.figures, "facts column"),
@@ -104,7 +104,7 @@ def _details(report: Json) -> Component:
 
 
 def _versions(report: Json) -> list[tuple[str, str]]:
-    return [(name, str(value)) for name, value in (report.get("versions") or {}).items()]
+    return [(name, str(value)) for name, value in (report.get("versions") or {}).items() if value]
 
 
 def _groups(report: Json) -> Component:
@@ -120,13 +120,14 @@ def _groups(report: Json) -> Component:
 
 
 def _group_line(row: vm.GroupRow) -> Component:
-    detail = row.unavailable or (f"{row.modules} modules" + (f" \u00b7 {words.percent(row.redundancy, 0)} redundant"
+    detail = row.unavailable or (words.plural(row.modules, "module") + (f" \u00b7 {words.percent(row.redundancy, 0)} redundant"
                                                             if row.redundancy is not None else ""))
     return html.Button([
-        html.Span([html.Span(row.name, className="group-name"),
+        html.Span(html.Bdi(row.path), className="group-path") if row.path else None,
+        html.Span([html.Span(row.short, className="group-name"),
                    html.Span("✓", className="proved", title="Proved") if row.proved else None], className="group-line"),
-        html.Span([html.Span(f"{words.integer(row.size)} {row.kind}"), html.Span(detail)], className="group-note")],
-        type="button", role="option", className="group-row", style={"--depth": str(row.depth)},
+        html.Span([html.Span(row.size_words), html.Span(detail)], className="group-note")],
+        type="button", role="option", className="group-row", title=row.name, style={"--depth": str(row.depth)},
         **{"data-key": "group", "data-value": row.name, "data-search": row.search})
 
 

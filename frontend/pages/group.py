@@ -15,7 +15,7 @@ from frontend.components import Heatmap
 from frontend.figures import module_colour
 from frontend.ids import Analysis
 from frontend.pages import whatif
-from frontend.widgets import badge, big, choice, copy_button, empty, facts, meter, tabs
+from frontend.widgets import badge, big, choice, copy_button, empty, meter, tabs
 
 Json = Mapping[str, Any]
 MOST_MODULES = 400
@@ -36,6 +36,7 @@ def panel(report: Json, view: vm.View, page: Json, measurements: list[Json]) -> 
 
 def _head(group: Json, view: vm.View) -> Component:
     orders = vm.order_names(group)
+    size = vm.size_words(group["size"], group.get("kind") or "units", group.get("blocks") or 1)
     marks = [badge("proved", "good", "Reordering this group was proved to preserve the function")
              if group.get("proved") else badge("not proved", "warn", "No certificate covers this group")]
     viewing = view.tab in ("correlation", "weights") and orders
@@ -45,15 +46,9 @@ def _head(group: Json, view: vm.View) -> Component:
              choice("stat", {"mean": "Mean", "maxabs": "Max |x|"}, "mean", "Zoomed out, a cell shows",
                     "What a cell shows where it stands for several entries"),
              html.Button("Show all", type="button", className="cipm-button subtle", **{"data-zoom-all": "1"})]
-    return html.Header([html.Div([html.H2(group["name"]), html.Span(_size(group), className="group-size"), *marks],
+    return html.Header([html.Div([html.H2(group["name"]), html.Span(size, className="group-size"), *marks],
                                  className="group-title"),
                         html.Div(tools if viewing else None, className="toolbar")], className="group-head")
-
-
-def _size(group: Json) -> str:
-    blocks = group.get("blocks") or 1
-    kind = group.get("kind") or "units"
-    return f"{words.integer(group['size'])} {kind}" + (f" in {blocks} blocks" if blocks > 1 else "")
 
 
 def _main(report: Json, group: Json, view: vm.View, page: Json) -> Any:
@@ -137,7 +132,7 @@ def _redundancy(group: Json) -> Any:
     dead, samples = group.get("dead") or [], words.integer(group.get("samples"))
     shares = html.Div([
         big(words.percent(redundancy.get("share")), "redundant units",
-            "share that the group's other units explain"),
+            "share that the other units explain; " + (redundancy.get("how") or "")),
         big(words.number(redundancy.get("r2_median"), 2), "median R²", "of a unit, explained by the others"),
         big(words.integer(len(dead)), "dead units",
             [vm.compact_ranges(dead[:60]) + ("…" if len(dead) > 60 else ""), " ", copy_button(", ".join(map(str, dead)))]
@@ -171,8 +166,3 @@ def _orders(group: Json) -> Any:
 
 def _score(pair: tuple[float | None, float | None], best: bool) -> list[html.Td]:
     return [html.Td(words.number(pair[0])), html.Td(words.number(pair[1]), className="best" if best else None)]
-
-
-def summary_facts(group: Json) -> Component:
-    """Return the places of a group, for the details drawer."""
-    return facts([(f"{place['tensor']}", f"axis {place['axis']}") for place in group.get("places") or []])

@@ -53,14 +53,17 @@ def _new(fields: list[OptionField], samples: Sequence[Json]) -> Component:
 def _samples(samples: Sequence[Json]) -> Component | None:
     if not samples:
         return None
-    rows = [html.Li([html.Span([html.B(sample["title"]), html.Span(f" {sample['name']} \u00b7 {words.size(sample['size'])}",
-                                                                   className="quiet")]),
-                     html.Span([html.Button("Use this", type="button", className="cipm-link",
-                                            **{"data-sample": sample["name"], "data-kind": sample["kind"]}),
-                                html.A("Download", href=f"/api/samples/{sample['name']}", download=sample["name"],
-                                       className="cipm-link")], className="sample-actions")])
-            for sample in samples]
-    return html.Details([html.Summary("No model at hand? Files to try"), html.Ul(rows, className="rows")],
+    def line(sample: Json) -> Component:
+        return html.Li([html.Span([html.Span(sample["name"], className="sample-name"),
+                                   html.Span(f"{sample['title']}, {words.size(sample['size'])}", className="sample-title")]),
+                        html.Span([html.Button("Use this", type="button", className="cipm-link",
+                                               **{"data-sample": sample["name"], "data-kind": sample["kind"]}),
+                                   html.A("Download", href=f"/api/samples/{sample['name']}", download=sample["name"],
+                                          className="cipm-link")], className="sample-actions")])
+
+    columns = [html.Ul([line(sample) for sample in samples if sample["kind"] == kind], className="rows")
+               for kind in ("model", "probe")]
+    return html.Details([html.Summary("No model at hand? Files to try"), html.Div(columns, className="sample-columns")],
                         className="samples", open=True)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any
 
 from dash import html
@@ -54,8 +53,3 @@ def _action(job: Json) -> Any:
     if job["status"] in vm.ACTIVE:
         return button("Cancel", Analysis.CANCEL)
     return [button("Rerun", Analysis.RERUN, "filled"), html.Span("Finished stages are kept.", className="quiet")]
-
-
-def finish_of(seconds: float) -> timedelta:
-    """Return a time left as a timedelta."""
-    return timedelta(seconds=seconds)

@@ -60,6 +60,8 @@ def _against(baseline: Json) -> str:
 def _how(group: Json, baseline: Json) -> str:
     points = (group.get("whatif") or {}).get("measured") or []
     rows = words.integer(points[0].get("rows")) if points else words.integer(baseline.get("rows"))
-    return ("Predicted from the covariance of the units' activations: the least useful units are removed first, and the "
-            "weights that read the others are refitted by least squares, without retraining. Measured points prune the "
-            f"model in this way and run it on {rows} probe rows. The dotted line is the unpruned model.")
+    notes = " ".join((group.get("whatif") or {}).get("notes") or [])
+    return ("Predicted from the covariance of the units' activations and fitted to the measured points. Removing the least "
+            "useful units first, the weights that read the others are refitted by least squares, without retraining. "
+            f"Measured points run the model pruned in this way on {rows} probe rows. The dotted line is the unpruned model. "
+            f"{notes}")

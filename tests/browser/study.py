@@ -33,7 +33,8 @@ def write_study(folder: Path) -> Path:
     for made, names in zip(groups, (["w0", "w1"], ["w1", "w2"]), strict=True):
         made["matrices"] = [made["correlation"], *names]
         matrices.append({"id": made["correlation"], "title": f"Correlation of {made['name']}", "tensor": None,
-                         "kind": "correlation", "groups": {"rows": [made["name"]], "cols": [made["name"]]}, "shape": [made["size"]] * 2})
+                         "kind": "correlation", "shape": [made["size"]] * 2,
+                         "groups": {"rows": [made["name"]], "cols": [made["name"]]}})
     (folder / "orders.json").write_text(json.dumps(["original", "modules", "nodesort", "random"]))
     (folder / "report.json").write_text(json.dumps(report(net, groups, matrices, rows, truth)))
     return folder

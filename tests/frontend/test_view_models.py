@@ -115,7 +115,8 @@ def test_numbers_of_a_keep_tell_measured_from_predicted() -> None:
 
 def test_measurements_join_the_report_once_per_keep() -> None:
     measured = [{"group": "g", "keep": 2, "result": {"keep": 2, "loss": 3.3, "rows": 9}},
-                {"group": "g", "keep": 6, "result": None},                {"group": "other", "keep": 3, "result": {"keep": 3, "loss": 1.0, "rows": 9}}]
+                {"group": "g", "keep": 6, "result": None},
+                {"group": "other", "keep": 3, "result": {"keep": 3, "loss": 1.0, "rows": 9}}]
     joined = vm.with_measurements(group("g", whatif=WHATIF), measured)
     assert [point["keep"] for point in joined["whatif"]["measured"]] == [2, 4]
     assert [point["keep"] for point in WHATIF["measured"]] == [4]
@@ -191,3 +192,10 @@ def test_only_what_was_changed_is_sent() -> None:
     fields = options_form.option_fields(schema())
     values = {"max_rows": 500.0, "batch_rows": 256, "device": "cpu", "seed": "", "resolution": None, "positions": 2.5}
     assert options_form.chosen(fields, values) == {"max_rows": 500, "device": "cpu", "positions": 2.5}
+
+
+def test_long_names_are_said_in_two_parts() -> None:
+    row = vm.group_rows({"groups": [group("vit.layer.0.key.units", size=1, modules=[])]})[0]
+    assert (row.path, row.short) == ("vit.layer.0", "key.units")
+    assert vm.size_words(16, "residual stream") == "16 units, residual stream"
+    assert vm.size_words(48, "units in blocks", 4) == "48 units in 4 blocks"
