@@ -59,7 +59,7 @@ def run_claimed(bench: Bench, lease: Lease, spare: Spare | None = None) -> None:
     log.info("Job %s, attempt %d.", lease.job_id, lease.attempt)
     try:
         with Keeper(bench.store, lease) as keeper:
-            _end(bench, lease, keeper, lambda: _work(bench, lease, keeper, scratch, spare))
+            _end(bench, lease, keeper, lambda: _work_and_clear(bench, lease, keeper, scratch, spare))
     except LeaseLost:
         log.warning("Job %s went to another worker.", lease.job_id)
     except SQLAlchemyError:
@@ -67,6 +67,13 @@ def run_claimed(bench: Bench, lease: Lease, spare: Spare | None = None) -> None:
     finally:
         if spare is not None:
             spare.close()
+
+
+def _work_and_clear(bench: Bench, lease: Lease, keeper: Keeper, scratch: Path, spare: Spare | None) -> dict[str, Any]:
+    """Do the work; before its end is written nothing of it is left here."""
+    try:
+        return _work(bench, lease, keeper, scratch, spare)
+    finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 

@@ -40,6 +40,7 @@ class WorkerProcess:
     gpu: bool
     stopping: threading.Event = field(default_factory=threading.Event)
     idle: threading.Event = field(default_factory=threading.Event)
+    telling: threading.Lock = field(default_factory=threading.Lock)
     jail: dict[str, Any] | None = None
     spare: Spare | None = None
 
@@ -103,8 +104,14 @@ class WorkerProcess:
         jobs.gone(self.store, self.id)
 
     def _tell(self) -> None:
-        jobs.seen(self.store, Worker(id=self.id, host=socket.gethostname(), pid=os.getpid(), gpu=self.gpu,
-                                     busy=not self.idle.is_set(), jail=self.jail))
+        """Say that this worker is alive. News only: a job must not suffer where it cannot be told."""
+        news = Worker(id=self.id, host=socket.gethostname(), pid=os.getpid(), gpu=self.gpu,
+                      busy=not self.idle.is_set(), jail=self.jail)
+        try:
+            with self.telling:  # two threads of ours making the same row would be one too many
+                jobs.seen(self.store, news)
+        except SQLAlchemyError as error:
+            log.warning("The database did not take word of this worker: %s", error)
 
     def _bench(self) -> Bench:
         return Bench(self.store, self.engine, self.folder, limits(self.store.settings), self.gpu, self.stopping.is_set)

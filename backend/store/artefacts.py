@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from backend.store.models import Artefact, Job, StageUse
@@ -21,11 +23,10 @@ def find(store: Store, addresses: Iterable[str]) -> dict[str, Artefact]:
     with store.read() as session:
         rows = session.scalars(select(Artefact).where(Artefact.address.in_(list(addresses)))).all()
     whole = {row.address: row for row in rows if store.objects.manifest(row.prefix) is not None}
-    gone = [row.address for row in rows if row.address not in whole]
+    gone = [row.prefix for row in rows if row.address not in whole]
     if gone:
         with store.write() as session:
-            for address in gone:
-                session.delete(session.get_one(Artefact, address))
+            session.execute(delete(Artefact).where(Artefact.prefix.in_(gone)))
     return whole
 
 
@@ -38,17 +39,23 @@ def record(store: Store, address: str, stage: str, folder: Path, seconds: float)
     try:
         files = store.objects.put_folder(prefix, folder)
         size = sum(entry["size"] for entry in files.values())
-        with store.write() as session:
-            first = session.get(Artefact, address)
-            if first is None:
-                first = Artefact(address=address, stage=stage, prefix=prefix, files=files, size=size, seconds=seconds)
-                session.add(first)
+        stands = _first(store, Artefact(address=address, stage=stage, prefix=prefix, files=files, size=size,
+                                        seconds=seconds))
     except BaseException:
         store.objects.delete_folder(prefix)
         raise
-    if first.prefix != prefix:
+    if stands.prefix != prefix:
         store.objects.delete_folder(prefix)
-    return first
+    return stands
+
+
+def _first(store: Store, artefact: Artefact) -> Artefact:
+    """Write the row where its address is free; return the row that stands."""
+    with suppress(IntegrityError), store.write() as session:
+        if session.get(Artefact, artefact.address) is None:
+            session.add(artefact)
+    with store.read() as session:
+        return session.get_one(Artefact, artefact.address)
 
 
 def use(store: Store, job_id: str, addresses: Mapping[str, str]) -> None:

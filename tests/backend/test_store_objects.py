@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -122,6 +123,21 @@ def test_artefacts_first_writer_stays(store, tmp_path):
         with pytest.raises(NotFound):
             artefacts.file(store, second, name)
     assert set(artefacts.find(store, ["a" * 64, "b" * 64])) == {"a" * 64}
+
+
+@pytest.mark.services
+def test_many_writers_of_one_artefact_leave_one(postgres_url, tmp_path):
+    store = open_store(load_settings(data=tmp_path / "data", database_url=postgres_url))
+    folder, found = write(tmp_path / "f", x=b"same"), []
+    threads = [threading.Thread(target=lambda: found.append(artefacts.record(store, "a" * 64, "open", folder, 0.0)))
+               for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8 and len({row.prefix for row in found}) == 1
+    assert [path.name for path in (store.objects.root / "artefacts").iterdir()] == [found[0].prefix.removeprefix("artefacts/")]
+    store.close()
 
 
 def test_an_artefact_whose_files_are_gone_is_forgotten(store, tmp_path):

@@ -5,20 +5,24 @@ from __future__ import annotations
 import fcntl
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from services import wait_until
+from sqlalchemy import text
 
 from backend.settings import load_settings
 from backend.store import LOCAL_OWNER, Analysis, jobs, open_store
 from cipm.errors import CipmError
+from cipm.stages import stage_addresses
 from workers.keeper import Keeper
 from workers.progress import Progress, seconds_left, share
+from workers.run import Engine
 from workers.scratch import own_folder, remove_stale
-from workers.worker import choose_device, limits
+from workers.worker import WorkerProcess, choose_device, limits
 
 
 def stages(*states, seconds=None):
@@ -116,6 +120,20 @@ def lease(tmp_path):
         jobs.enqueue(session, analysis, "analyze")
     yield store, jobs.claim(store, "w")
     store.close()
+
+
+def test_a_worker_tells_of_itself_from_any_thread_and_where_the_database_is_away(lease, tmp_path):
+    store, _ = lease
+    process = WorkerProcess(store, Engine("cipm.pipeline:run_job", stage_addresses), tmp_path / "w1", gpu=False)
+    threads = [threading.Thread(target=process._tell) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert jobs.health(store)["workers"] == 1
+    with store.write() as session:
+        session.execute(text("DROP TABLE workers"))
+    process._tell()
 
 
 def test_a_kept_lease_does_not_run_out(lease):

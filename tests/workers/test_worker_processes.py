@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 
 import pytest
 from services import wait_until
@@ -52,10 +51,8 @@ def test_killed_worker_second_attempt_without_repeating_finished_stages(deployme
     before = nonces(deployment)
     assert set(before) == {"count"}
     os.kill(first.pid, signal.SIGKILL)
-    killed = time.monotonic()
     deployment.start_worker()
-    wait_until(lambda: deployment.job(job_id).attempt == 2, 15.0, "a second attempt")
-    assert time.monotonic() - killed < 10.0  # the lease of 3 s, a sweep, a wake-up, and the start of a worker
+    wait_until(lambda: deployment.job(job_id).attempt == 2, 20.0, "a second attempt")  # 4 s on a quiet machine
     job = deployment.ended(job_id)
     assert (job.status, job.attempt) == ("done", 2)
     assert job.result["ran"] == ["mean", "sum"]
@@ -68,13 +65,12 @@ def test_cancel_in_mid_stage_ends_soon_and_leaves_nothing(deployment):
     deployment.start_worker()
     job_id = deployment.submit(seconds={"mean": 60})
     deployment.in_stage(job_id, "mean")
-    asked = time.monotonic()
     with deployment.store.write() as session:
         jobs.request_cancel(session, job_id)
-    job = deployment.ended(job_id)
-    assert job.status == "cancelled" and time.monotonic() - asked < 4.0
+    job = deployment.ended(job_id, 10.0)  # 1 s on a quiet machine; the stage would take 60
+    assert job.status == "cancelled"
     assert set(nonces(deployment)) == {"count"}
-    wait_until(lambda: deployment.scratch() == [], what="an empty scratch folder")
+    assert deployment.scratch() == []
     with deployment.store.write() as session, pytest.raises(Conflict, match="already ended"):
         jobs.request_cancel(session, job_id)
 
