@@ -1,3 +1,3 @@
 """Fixtures that every test may use."""
 
-pytest_plugins = ["services"]
+pytest_plugins = ["services", "samples_fixture"]

@@ -1,0 +1,44 @@
+"""The demo's sample models, trained once per test session by the program that the demo runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The folder of sample files and what `samples.json` says of them."""
+
+    folder: Path
+    index: dict[str, dict[str, Any]]
+
+    def file(self, name: str) -> Path:
+        return self.folder / name
+
+    def probe(self, model: str) -> Path:
+        return self.folder / self.index[model]["probe"]
+
+    def copy(self, folder: Path, *, without: str = "") -> None:
+        """Copy all files to another folder, but those of one sample, as if it had not been trained yet."""
+        kept = {name: about for name, about in self.index.items() if not without or not name.startswith(without)}
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in kept:
+            shutil.copy(self.file(name), folder)
+        (folder / "samples.json").write_text(json.dumps(kept))
+
+
+@pytest.fixture(scope="session")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
+    folder = tmp_path_factory.mktemp("samples")
+    done = subprocess.run([sys.executable, "-m", "cipm.testing.samples", str(folder)], capture_output=True, text=True,
+                          cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    return Samples(folder, json.loads((folder / "samples.json").read_text()))
