@@ -296,3 +296,15 @@ def test_a_changed_byte_in_a_weight_is_found(tmp_path: Path) -> None:
     good.write_bytes(data)
     with pytest.raises(CipmError, match="'data/weights/weight_0' is damaged: Bad CRC-32"):
         load(good)
+
+
+def test_nothing_that_unpickles_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make.tiny_export(tmp_path / "good.pt2")
+
+    def forbidden(*_: Any, **__: Any) -> None:
+        raise AssertionError("an upload must not reach this function")
+
+    for module, name in ((torch, "load"), (torch.export, "load"), (torch.jit, "load"), (pickle, "load"), (pickle, "loads"),
+                         (pickle, "Unpickler")):
+        monkeypatch.setattr(module, name, forbidden)
+    assert len(load(path).tensors) == 9
