@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
+
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -55,11 +57,20 @@ def measurement(row: JobRow) -> Measurement:
     return Measurement(id=row.id, group=row.request["group"], keep=row.request["keep"], job=job(row), result=row.result)
 
 
-def export(row: JobRow) -> Export:
+def export(session: Session, row: JobRow) -> Export:
     """Return an export as the API shows one; name, size and certificate come with its file."""
     made = row.result or {}
-    return Export(id=row.id, order=row.request["order"], job=job(row), filename=made.get("filename"),
+    return Export(id=row.id, order=row.request["order"], job=job(row), filename=export_name(session, row),
                   size=made.get("size"), certificate=made.get("certificate"))
+
+
+def export_name(session: Session, row: JobRow) -> str | None:
+    """Return what the owner's download is called: after the owner's model, not after whoever exported these contents first."""
+    made = (row.result or {}).get("filename")
+    if made is None:
+        return None
+    model = PurePath(session.get_one(AnalysisRow, row.analysis_id).model_name).stem
+    return f"{model}-{row.request['order']}{PurePath(made).suffix}"
 
 
 def _probe(row: AnalysisRow) -> Source | None:

@@ -76,8 +76,7 @@ def analyze(arguments: argparse.Namespace) -> int:
     given = {name: getattr(arguments, name) for name in AnalysisOptions.model_fields if getattr(arguments, name) is not None}
     options = parse_options(given).model_dump()
     with _scratch() as scratch:
-        request = {"kind": "analyze", "options": options, "model_name": arguments.MODEL.name,
-                   "probe_name": arguments.PROBE.name, **_files(model=arguments.MODEL, probe=arguments.PROBE)}
+        request = {"kind": "analyze", "options": options, **_files(model=arguments.MODEL, probe=arguments.PROBE)}
         _run(PIPELINE, request, scratch)
         made = scratch / "made"
         made.mkdir()
@@ -97,7 +96,7 @@ def reorganize(arguments: argparse.Namespace) -> int:
     with _scratch() as scratch:
         orders = _analysis_orders(arguments.analysis, order) if arguments.analysis else None
         request = {"order": order, "seed": arguments.seed, "orders": orders, "filename": arguments.out.name,
-                   "model_name": arguments.MODEL.name, **_files(model=arguments.MODEL)}
+                   **_files(model=arguments.MODEL)}
         readable = list((orders or {}).values())
         result = _run(f"{COMMANDS}:reorganize_job", request, scratch, readable)
         _place(scratch / result["filename"], arguments.out)

@@ -44,7 +44,7 @@ def elimination_curve(covariance: np.ndarray, weights: np.ndarray, *,
 def analyze(checkpoint: Checkpoint, probe: str | Path, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the report (docs/design.md) of a checkpoint on a probe file; every stage runs in this process."""
     with tempfile.TemporaryDirectory() as scratch:
-        context = Context({"probe": str(probe), "probe_name": Path(probe).name}, parse_options(dict(options or {})), {},
+        context = Context({"probe": str(probe)}, parse_options(dict(options or {})), {},
                           lambda event: None, {"checkpoint": checkpoint, "timings": {}})
         for stage in CHAINS["analyze"]:
             folder = Path(scratch) / stage

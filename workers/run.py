@@ -128,7 +128,6 @@ def _request(bench: Bench, job: Job, analysis: Analysis, scratch: Path, done: di
              if analysis.probe_sha256 else None)
     return job.request | {
         "kind": job.kind, "model": str(model), "probe": str(probe) if probe else None, "options": analysis.options,
-        "model_name": analysis.model_name, "probe_name": analysis.probe_name,
         "model_sha256": analysis.model_sha256, "probe_sha256": analysis.probe_sha256, "done": done}
 
 

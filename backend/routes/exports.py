@@ -25,24 +25,25 @@ def create_export(body: ExportCreate, analysis: OwnedDep, request: Request, stor
     with store.write() as session:
         for before in describe.jobs_of(session, analysis.id, "export"):
             if before.request == asked and before.status in ("queued", "running", "done"):
-                return describe.export(before)
+                return describe.export(session, before)
         job = jobs.enqueue(session, analysis, "export", asked)
+        made = describe.export(session, job)
     store.wake(job.id)
-    return describe.export(job)
+    return made
 
 
 @router.get("/analyses/{analysis_id}/exports", summary="Exports of an analysis")
 def list_exports(analysis: OwnedDep, store: StoreDep) -> list[Export]:
     """Return the exports of an analysis, the newest first."""
     with store.read() as session:
-        return [describe.export(row) for row in describe.jobs_of(session, analysis.id, "export")]
+        return [describe.export(session, row) for row in describe.jobs_of(session, analysis.id, "export")]
 
 
 @router.get("/exports/{export_id}", summary="One export")
 def get_export(export_id: str, caller: CallerDep, store: StoreDep) -> Export:
     """Return an export with its job."""
     with store.read() as session:
-        return describe.export(owned_job(session, export_id, caller, "export"))
+        return describe.export(session, owned_job(session, export_id, caller, "export"))
 
 
 @router.get("/exports/{export_id}/file", summary="Download an export", response_class=FileResponse,
@@ -53,6 +54,5 @@ def get_export_file(export_id: str, caller: CallerDep, store: StoreDep) -> FileR
         job = owned_job(session, export_id, caller, "export")
         if job.status != "done" or job.result is None:
             raise Conflict(f"This export is {job.status}; it has no file.", where=export_id)
-        artefact = artefacts.of_job(session, job.id, "export")
-    name = job.result["filename"]
-    return attachment(artefacts.file(store, artefact, name), name)
+        artefact, name = artefacts.of_job(session, job.id, "export"), describe.export_name(session, job)
+    return attachment(artefacts.file(store, artefact, job.result["filename"]), name)

@@ -50,7 +50,5 @@ def certify(context: Context, symmetry: Symmetry, plan: Plan) -> dict[str, objec
 
 
 def _file_name(context: Context, order: str) -> str:
-    stem = Path(context.request.get("model_name") or "model").name
-    stem = stem.removesuffix(".pt2").removesuffix(".zip")
-    suffix = ".pt2" if context.checkpoint.format == "pt2" else ".zip"
-    return f"{stem}-{order}{suffix}"
+    """Return a name of the contents alone: others may have the same model by another name."""
+    return f"model-{order}" + (".pt2" if context.checkpoint.format == "pt2" else ".zip")

@@ -114,7 +114,10 @@ def _order(axes: Mapping[tuple[str, int], Permutation], key: str, axis: int, len
 
 
 def report(context: Context, matrices: list[dict[str, Any]], organized: Mapping[str, Any]) -> dict[str, Any]:
-    """Return report.json as docs/design.md describes it."""
+    """Return report.json as docs/design.md describes it.
+
+    It holds no file names: the artefact belongs to the contents, and others may have the same contents by another name.
+    """
     checkpoint, symmetry, probe = context.checkpoint, context.symmetry, context.probe
     shown = symmetry.to_json()
     whatif = context.read("whatif", "whatif.json")
@@ -124,11 +127,11 @@ def report(context: Context, matrices: list[dict[str, Any]], organized: Mapping[
         "hashes": {"model": checkpoint.sha256, "probe": context.request.get("probe_sha256"),
                    "stages": dict(context.request.get("addresses", {}))},
         "model": {"format": checkpoint.format, "sha256": checkpoint.sha256, "parameters": checkpoint.parameters,
-                  "tensors": len(checkpoint.tensors), "name": context.request.get("model_name")},
+                  "tensors": len(checkpoint.tensors)},
         "probe": {"rows": probe.rows, "used_rows": probe.used_rows, "labels": probe.labels is not None,
                   "inputs": [{"name": n, "shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")}
                              for n, t in probe.inputs.items()],
-                  "notes": list(probe.notes), "name": context.request.get("probe_name")},
+                  "notes": list(probe.notes)},
         "options": context.options.model_dump(),
         **{name: shown[name] for name in ("log10_equivalents", "movable_share", "certificate", "pins", "notes")},
         "timings": dict(context.kept.get("timings", {})),

@@ -240,7 +240,7 @@ def test_an_export_is_a_job_with_a_file(local, client, done, tmp_path):
     assert listed[0] == client.get(f"/api/exports/{made['id']}").json() and listed[0]["certificate"] == {"passed": True}
     file = client.get(f"/api/exports/{made['id']}/file")
     assert file.content == b"x" * 100_000
-    assert file.headers["content-disposition"] == 'attachment; filename="net.spectral.pt2"'
+    assert file.headers["content-disposition"] == 'attachment; filename="net-spectral.pt2"'
     refused = client.post(f"/api/analyses/{done['id']}/exports", json={"order": "nosuch"})
     assert "there are original, spectral" in shape_of(refused)["message"]
 
