@@ -22,6 +22,10 @@ from frontend.widgets import empty
 INDEX = """<!DOCTYPE html>
 <html lang="en">
 <head>{%metas%}<meta name="viewport" content="width=device-width, initial-scale=1"><title>{%title%}</title>
+<script>(() => { // before anything is painted: the scheme that was chosen here, else the system's
+  let chosen = null; try { chosen = localStorage.getItem("mantine-color-scheme-value"); } catch (error) { /* blocked */ }
+  const dark = chosen === "dark" || (chosen !== "light" && matchMedia("(prefers-color-scheme: dark)").matches);
+  document.documentElement.setAttribute("data-mantine-color-scheme", dark ? "dark" : "light"); })();</script>
 <link rel="icon" type="image/svg+xml" href="/assets/logo.svg">{%css%}</head>
 <body>{%app_entry%}<footer>{%config%}{%scripts%}{%renderer%}</footer></body>
 </html>"""
@@ -40,7 +44,6 @@ def mount(app: FastAPI, make_client: ClientFactory) -> Dash:
 
     `make_client(cookie header, share token)` gives the client that a callback uses on the visitor's behalf.
     """
-    dmc.pre_render_color_scheme()
     site = Site(make_client)
     pages = Dash(__name__, server=app, use_pages=True, pages_folder="", title="CIPM", update_title=None,
                  assets_folder=str(ASSETS), include_assets_files=False, external_scripts=_addresses("*.js"),
@@ -96,7 +99,7 @@ def _register_pages(site: Site) -> None:
         return await analysis.layout(site, None, share_token, query)
 
     async def login_page(**_: Any) -> Component:
-        return account.login()
+        return account.login("/")
 
     async def account_page(**_: Any) -> Component:
         return await account.layout(site)

@@ -6,32 +6,32 @@ from collections.abc import Mapping
 from typing import Any
 
 import dash_mantine_components as dmc
-from dash import ALL, Dash, Input, Output, State, ctx, dcc, html, no_update
+from dash import ALL, Dash, Input, Output, State, ctx, html, no_update
 from dash.development.base_component import Component
 
 from frontend import words
 from frontend.client import ApiError
 from frontend.ids import Account
 from frontend.session import Site
-from frontend.widgets import button, empty, facts, problem
+from frontend.widgets import button, facts, problem
 
 Json = Mapping[str, Any]
 
 
 # ---------------------------------------------------------------- layout
-def login() -> Component:
-    """Return the form to sign in or register. The browser sends it itself: the answer sets the session's cookie."""
-    def field(name: str, label: str, kind: str, complete: str) -> Component:
-        return html.Label([label, dcc.Input(name=name, type=kind, autoComplete=complete, required=True, className="field")])
-
+def login(then: str) -> Component:
+    """Return the form to sign in or register, and go to `then`. The browser sends it: the answer sets its cookie."""
     return html.Main(html.Form([
-        html.H1("Sign in"), field("email", "E-mail", "email", "username"),
-        field("password", "Password", "password", "current-password"),
+        html.H1("Sign in"),
+        dmc.TextInput(label="E-mail", name="email", required=True, withAsterisk=False, size="sm",
+                      inputProps={"type": "email", "autoComplete": "username"}),
+        dmc.TextInput(label="Password", name="password", required=True, withAsterisk=False, size="sm",
+                      inputProps={"type": "password", "autoComplete": "current-password"}),
         html.Div([html.Button("Sign in", type="submit", value="POST /api/auth/login", className="cipm-button filled"),
                   html.Button("Create an account", type="submit", value="POST /api/auth/register",
                               className="cipm-button subtle")], className="form-actions"),
         html.P(className="form-note", role="alert")],
-        className="sign-in", **{"data-api": "POST /api/auth/login", "data-next": "/"}), className="page narrow")
+        className="sign-in", **{"data-api": "POST /api/auth/login", "data-next": then}), className="page narrow")
 
 
 async def layout(site: Site) -> Component:
@@ -41,7 +41,7 @@ async def layout(site: Site) -> Component:
         user, tokens = await client.me(), await client.tokens()
     except ApiError as error:
         if error.status == 401:
-            return html.Main(empty("You are not signed in", dcc.Link("Sign in", href="/login")), className="page narrow")
+            return login("/account")
         return html.Main(problem(error.problem), className="page narrow")
     leave = html.Form(html.Button("Sign out", type="submit", className="cipm-button subtle"),
                       **{"data-api": "POST /api/auth/logout", "data-next": "/login"}) if user["auth"] else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 import dash_mantine_components as dmc
 from dash import ClientsideFunction, Dash, Input, Output, Patch, State, dcc, html, no_update
@@ -15,7 +16,7 @@ from frontend.client import ApiError
 from frontend.components import JobStream
 from frontend.figures import marker
 from frontend.ids import Analysis, Sharing, WhatIf
-from frontend.pages import group, progress, whatif
+from frontend.pages import account, group, progress, whatif
 from frontend.session import Site
 from frontend.widgets import badge, button, empty, facts, power, problem
 
@@ -32,6 +33,8 @@ async def layout(site: Site, analysis_id: str | None, share: str | None, query: 
                 "keep": query.get("keep")}
         content = await body(site, page, analysis, query)
     except ApiError as error:
+        if error.status == 401 and analysis_id:
+            return account.login(f"/a/{quote(analysis_id, safe='')}")
         return html.Main(_missing(error.problem, share), className="page narrow")
     view = vm.View.parse(query)
     return html.Main([dcc.Store(id=Analysis.PAGE, data=page),

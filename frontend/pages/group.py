@@ -128,7 +128,8 @@ DIMENSIONS = {"participation_ratio": ("Participation ratio", "(Σλ)² / Σλ² 
 def _redundancy(group: Json) -> Any:
     redundancy, dimension = group.get("redundancy") or {}, group.get("effective_dimension") or {}
     if not redundancy and not dimension:
-        return empty("Redundancy is not known for this group", group.get("unavailable") or "No activations were read.")
+        return empty("Redundancy is not known for this group", group.get("unavailable") or
+                     "It is not measured for groups of this kind.")
     dead, samples = group.get("dead") or [], words.integer(group.get("samples"))
     shares = html.Div([
         big(words.percent(redundancy.get("share")), "redundant units",

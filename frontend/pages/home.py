@@ -15,6 +15,7 @@ from frontend.client import ApiError
 from frontend.components import Uploader
 from frontend.ids import Home
 from frontend.options_form import OptionField, chosen, option_fields
+from frontend.pages import account
 from frontend.session import Site
 from frontend.widgets import badge, button, meter, problem
 
@@ -30,7 +31,7 @@ async def layout(site: Site) -> Component:
         samples, analyses, demo = await client.samples(), await client.analyses(), (await client.health())["demo"]
     except ApiError as error:
         if error.status == 401:
-            return html.Main(dcc.Location(id=Home.GO, href="/login", refresh="callback-nav"), className="page narrow")
+            return account.login("/")
         return html.Main(problem(error.problem), className="page narrow")
     return html.Main([_new(fields, samples), html.Section(
         [html.H2("Analyses"), html.Div(analysis_list(analyses, demo), id=Home.LIST)], className="list"), *_dialogs(),
@@ -72,7 +73,8 @@ def _control(field: OptionField) -> Component:
     if field.kind == "choice":
         return dmc.Select(data=list(field.choices), value=field.default, allowDeselect=False, **common)
     return dmc.NumberInput(value=field.default, min=field.low, max=field.high, step=field.step, thousandSeparator=" ",
-                           allowDecimal=field.kind != "integer", clampBehavior="none", suffix=f" {field.unit}", **common)
+                           suffix="" if field.unit == field.name else f" {field.unit}", clampBehavior="none",
+                           allowDecimal=field.kind != "integer", **common)
 
 
 def busy(analyses: Sequence[Json], demo: Json | None) -> bool:

@@ -19,8 +19,8 @@ MARKS = {"done": "✓", "cached": "✓", "running": "", "waiting": "", "failed":
 def panel(job: Json, read_only: bool) -> html.Div:
     """Return the stages with state, the bar, the clocks and the button that fits the state."""
     return html.Div([html.Div(_head(job), className="progress-head"),
-                     meter(job.get("progress"), "Progress of the analysis"), stages(job),
-                     problem(job.get("error"), "The analysis stopped") if job["status"] == "failed" else None,
+                     meter(job.get("progress"), "Progress of the analysis"),
+                     problem(job.get("error")) if job["status"] == "failed" else None, stages(job),
                      html.Div(None if read_only else _action(job), className="progress-action"),
                      html.Div(id=Analysis.PROBLEM)], className="progress", **{"data-status": job["status"]})
 
