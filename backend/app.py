@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from importlib.metadata import version
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request
@@ -25,6 +24,7 @@ from backend.schemas import ErrorBody
 from backend.settings import Settings, load_settings
 from backend.store import open_store
 from backend.supervisor import Supervisor
+from cipm import __version__
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 _ERRORS = {code: {"model": ErrorBody, "description": "An error, in the one shape."} for code in (422, "4XX", "5XX")}
@@ -33,7 +33,7 @@ _ERRORS = {code: {"model": ErrorBody, "description": "An error, in the one shape
 def create_app(settings: Settings | None = None, *, mount: Callable[[FastAPI], object] | None = None) -> FastAPI:
     """Return the app. `mount(app)` adds pages after the API's routes; the store opens when the server starts."""
     settings = settings or load_settings()
-    app = FastAPI(title="CIPM", version=version("cipm"), lifespan=_lifespan, docs_url=None, redoc_url=None,
+    app = FastAPI(title="CIPM", version=__version__, lifespan=_lifespan, docs_url=None, redoc_url=None,
                   openapi_url="/api/openapi.json", generate_unique_id_function=_operation, redirect_slashes=False,
                   description="See the modules and the redundancy of a trained network, share it, take it home.")
     app.state.settings, app.state.throttle, app.state.demo = settings, Throttle(), None

@@ -14,7 +14,6 @@ import logging
 import os
 import sys
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from backend.store import LOCAL_OWNER, Analysis, Store, uploads
 from backend.submission import submit
+from cipm import __version__
 from cipm.errors import CipmError
 from cipm.options import parse_options
 
@@ -60,9 +60,9 @@ class Demo:
 
     async def _prepare(self) -> None:
         try:
-            if _marker(self.folder).get("trained_by") != version("cipm"):
+            if _marker(self.folder).get("trained_by") != __version__:
                 await self._train()
-                await asyncio.to_thread(_mark, self.folder, trained_by=version("cipm"))
+                await asyncio.to_thread(_mark, self.folder, trained_by=__version__)
             await asyncio.to_thread(register, self.store, self.folder)
             self.state = "ready"
         except (CipmError, OSError, SQLAlchemyError, ValueError) as error:

@@ -66,7 +66,7 @@ def inspect(arguments: argparse.Namespace) -> int:
         _run(PIPELINE, {"kind": "inspect", **_files(model=arguments.MODEL)}, scratch)
         facts = json.loads((scratch / "discover" / "symmetry.json").read_text())
         checkpoint = json.loads((scratch / "open" / "checkpoint.json").read_text())
-        result = _inspection(facts, checkpoint, _parameters(scratch / "open" / "tensors.safetensors"))
+        result = _inspection(facts, checkpoint)
     return _print(arguments, result, _inspection_lines)
 
 
@@ -206,20 +206,6 @@ def _show_progress() -> Callable[[dict[str, Any]], None]:
     return show
 
 
-def _parameters(path: Path) -> int:
-    """Count the elements of a safetensors file from its header."""
-    with path.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    sizes = (tensor["shape"] for name, tensor in header.items() if name != "__metadata__")
-    total = 0
-    for shape in sizes:
-        count = 1
-        for n in shape:
-            count *= n
-        total += count
-    return total
-
-
 # --- what is printed ---------------------------------------------------------------------------------------------------
 
 
@@ -231,11 +217,11 @@ def _print(arguments: argparse.Namespace, result: dict[str, Any], lines: Callabl
     return 0
 
 
-def _inspection(facts: dict[str, Any], checkpoint: dict[str, Any], parameters: int) -> dict[str, Any]:
+def _inspection(facts: dict[str, Any], checkpoint: dict[str, Any]) -> dict[str, Any]:
     groups = [{**{name: g[name] for name in ("name", "kind", "size", "blocks", "parent", "proved")},
                "places": [{"tensor": p["tensor"], "axis": p["axis"]} for p in g["places"]]} for g in facts["groups"]]
     return {"schema_version": 1,
-            "model": {"format": checkpoint["format"], "sha256": checkpoint["sha256"], "parameters": parameters},
+            "model": {name: checkpoint[name] for name in ("format", "sha256", "parameters")},
             "groups": groups, **{name: facts[name] for name in ("pins", "log10_equivalents", "movable_share", "certificate",
                                                                 "notes")}}
 
@@ -262,9 +248,14 @@ def _report_lines(report: dict[str, Any]) -> list[str]:
     accuracy = "" if base["accuracy"] is None else f", accuracy {base['accuracy']:.4f}"
     head = [f"{report['probe']['used_rows']:,} rows; {base['loss_kind']} {base['loss']:.4f}{accuracy} on {base['rows']} rows",
             ""]
-    rows = [f"{g['name']:40s} {g['size']:6d} {g['kind']:18s} " + (g["unavailable"] or f"{len(g['modules'])} modules, "
-            f"{(g['redundancy'] or {}).get('share', 0):.0%} redundant") for g in report["groups"]]
+    rows = [f"{g['name']:40s} {g['size']:6d} {g['kind']:18s} " + (g["unavailable"] or f"{len(g['modules'])} modules"
+            + _removable(g["redundancy"])) for g in report["groups"]]
     return [*head, *rows]
+
+
+def _removable(redundancy: dict[str, Any] | None) -> str:
+    share = (redundancy or {}).get("removable")
+    return "" if share is None else f", {share:.0%} removable at {redundancy['removable_loss']:.0%} loss"
 
 
 def _add(words: Any, name: str, run: Callable[[argparse.Namespace], int], help: str, *parts: str) -> argparse.ArgumentParser:

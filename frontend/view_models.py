@@ -88,7 +88,7 @@ def group_rows(report: Json) -> list[GroupRow]:
 
 def _group_row(group: Json, depth: int) -> GroupRow:
     return GroupRow(group["name"], depth, group.get("kind") or "units", group["size"], len(group.get("modules") or []),
-                    (group.get("redundancy") or {}).get("share"), bool(group.get("proved")), group.get("unavailable"))
+                    _redundant(group), bool(group.get("proved")), group.get("unavailable"))
 
 
 def size_words(size: int, kind: str, blocks: int = 1) -> str:
@@ -267,12 +267,18 @@ class KeepNumbers:
 
 
 def keep_numbers(group: Json, keep: int) -> KeepNumbers:
-    """Return the prediction at the listed keep nearest to `keep`, and the measurement at exactly `keep`."""
+    """Return the prediction at the listed keep nearest to `keep`, and the measurement at exactly `keep`.
+
+    At a measured point that the curve was calibrated on, the prediction is that of the other points.
+    """
     whatif = group.get("whatif") or {}
     ks, measured = whatif.get("keep") or [], whatif.get("measured") or []
     at = min(range(len(ks)), key=lambda i: abs(ks[i] - keep), default=None)
     exact = next((point for point in measured if point["keep"] == keep), None)
-    return KeepNumbers(keep, group["size"], _item(whatif.get("predicted"), at), _item(whatif.get("parameters"), at), exact)
+    predicted = _item(whatif.get("predicted"), at)
+    if exact is not None and "predicted" in exact:  # the curve goes through its own points; this is what the others say
+        predicted = exact["predicted"]
+    return KeepNumbers(keep, group["size"], predicted, _item(whatif.get("parameters"), at), exact)
 
 
 def _item(values: Sequence[Any] | None, at: int | None) -> Any:
@@ -287,6 +293,12 @@ def with_measurements(group: Json, measurements: Sequence[Json]) -> dict[str, An
     return {**group, "whatif": {**whatif, "measured": [points[keep] for keep in sorted(points)]}}
 
 
+def _redundant(group: Json) -> float | None:
+    """Return the share of units that can go, or that the others predict where no cost is known."""
+    known = group.get("redundancy") or {}
+    return known["removable"] if known.get("removable") is not None else known.get("share")
+
+
 def keep_marks(size: int) -> list[int]:
     """Return the keeps that are named under the slider and ruled in the curve."""
     return sorted({1, *(max(1, round(size * share)) for share in (0.25, 0.5, 0.75, 1))})
@@ -294,7 +306,7 @@ def keep_marks(size: int) -> list[int]:
 
 def suggested_keep(group: Json) -> int:
     """Return where the slider starts: the smallest measured keep, else half of the units."""
-    measured = [point["keep"] for point in (group.get("whatif") or {}).get("measured") or []]
+    measured = [point["keep"] for point in (group.get("whatif") or {}).get("measured") or [] if point["keep"] > 0]
     return min(measured) if measured else max(1, group["size"] // 2)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-
 from fastapi import APIRouter, Request
 
 from backend.access import StoreDep
 from backend.schemas import DemoHealth, Health, JailHealth, WorkerHealth
 from backend.store import jobs
+from cipm import __version__
 
 router = APIRouter(tags=["health"])
 _NO_WORKER = {"ok": False, "detail": "No worker has reported yet."}
@@ -21,7 +20,7 @@ def health(request: Request, store: StoreDep) -> Health:
     jail = found["jail"] or _NO_WORKER
     demo = request.app.state.demo
     well = found["alive"] and jail["ok"]
-    return Health(status="ok" if well else "degraded", version=version("cipm"), auth=store.settings.auth,
+    return Health(status="ok" if well else "degraded", version=__version__, auth=store.settings.auth,
                   worker=WorkerHealth(alive=found["alive"], busy=found["busy"], workers=found["workers"]),
                   jail=JailHealth(ok=bool(jail["ok"]), detail=str(jail.get("detail", ""))),
                   demo=demo and DemoHealth(state=demo.state, detail=demo.detail))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cipm import __version__
 from cipm.errors import CipmError, CorruptFile, UnknownFormat
 from cipm.load.archive import is_zip, open_source
 from cipm.permutation import Plan
@@ -21,7 +21,7 @@ SCHEMA_VERSION = 1
 def make_record(plan: Plan, certificate: Mapping[str, Any] | None, source_sha256: str, order: str | None) -> dict[str, Any]:
     """Return the JSON-ready record of an export."""
     return {"schema_version": SCHEMA_VERSION, "plan": plan.to_json(), "certificate": certificate,
-            "source_sha256": source_sha256, "order": order, "created_by": f"cipm {version('cipm')}"}
+            "source_sha256": source_sha256, "order": order, "created_by": f"cipm {__version__}"}
 
 
 def dump_record(record: Mapping[str, Any]) -> str:

@@ -37,5 +37,11 @@ class Checkpoint:
 
     @property
     def parameters(self) -> int:
-        """Count the elements of the distinct stored tensors (buffers included)."""
-        return sum(tensor.numel() for tensor in self.tensors.values())
+        """Count the elements of the distinct parameters."""
+        return sum(self.tensors[key].numel() for key in self.parameter_keys)
+
+    @property
+    def parameter_keys(self) -> tuple[str, ...]:
+        """Return the keys of the parameters: what is stored but for buffers (running statistics, counters)."""
+        buffers = set(self.origin.get("buffers", ()))
+        return tuple(key for key in self.tensors if key not in buffers)

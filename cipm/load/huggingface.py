@@ -58,7 +58,8 @@ def open(path: Path) -> Checkpoint:
     graph = replace(graph, tensors={value: keys[key.removeprefix("model.")] for value, key in graph.tensors.items()})
     constants = {key.removeprefix("model."): tensor for key, tensor in constants.items()}
     graph = replace(graph, constants={value: key.removeprefix("model.") for value, key in graph.constants.items()})
-    origin = {"model_type": kind, "architecture": name, "notes": notes, "files": list(headers)}
+    origin = {"model_type": kind, "architecture": name, "notes": notes, "files": list(headers),
+              "buffers": sorted({keys[buffer] for buffer, _ in model.named_buffers() if buffer in keys})}
     stored = {key: tensor for key, tensor in tensors.items() if key not in aliases}
     return Checkpoint(FORMAT, graph, stored, constants, aliases, origin=origin)
 

@@ -78,7 +78,8 @@ def batches(probe: Probe, checkpoint: Checkpoint, batch_rows: int) -> Iterator[d
 def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
     """Write a checkpoint as JSON and safetensors."""
     facts = {"format": checkpoint.format, "sha256": checkpoint.sha256, "aliases": dict(checkpoint.aliases),
-             "origin": dict(checkpoint.origin), "graph": to_json(checkpoint.graph), "order": list(checkpoint.tensors)}
+             "origin": dict(checkpoint.origin), "graph": to_json(checkpoint.graph), "order": list(checkpoint.tensors),
+             "parameters": checkpoint.parameters}
     (folder / "checkpoint.json").write_text(json.dumps(facts))
     save_file({key: t.contiguous() for key, t in checkpoint.tensors.items()}, folder / "tensors.safetensors")
     save_file({key: t.contiguous() for key, t in checkpoint.constants.items()}, folder / "constants.safetensors")

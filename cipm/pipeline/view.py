@@ -7,13 +7,13 @@ import platform
 import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from cipm import __version__
 from cipm.options import ORDERS
 from cipm.permutation import Permutation, compose
 from cipm.pipeline.context import Context
@@ -21,6 +21,8 @@ from cipm.symmetry import Place, SymmetryGroup
 from cipm.views.artefact import AxisMeta, write_index, write_matrix, write_strip
 
 SCHEMA_VERSION = 1
+REMOVABLE_LOSS = 0.01
+"""Share of the consumers' input variance that may be lost for units to count as removable."""
 LARGEST_MATRIX = 1 << 27
 """Entries of the largest weight matrix that is drawn (512 MB as float32)."""
 
@@ -123,7 +125,7 @@ def report(context: Context, matrices: list[dict[str, Any]], organized: Mapping[
     whatif = context.read("whatif", "whatif.json")
     return {
         "schema_version": SCHEMA_VERSION, "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"cipm": version("cipm"), "torch": str(torch.__version__), "python": platform.python_version()},
+        "versions": {"cipm": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
         "hashes": {"model": checkpoint.sha256, "probe": context.request.get("probe_sha256"),
                    "stages": dict(context.request.get("addresses", {}))},
         "model": {"format": checkpoint.format, "sha256": checkpoint.sha256, "parameters": checkpoint.parameters,
@@ -152,5 +154,15 @@ def _group(group: SymmetryGroup, matrices: list[dict[str, Any]], organized: Mapp
             "similarity": seen.get("similarity"), "samples": seen.get("samples"), "rows": seen.get("rows"),
             "dead": seen.get("dead", []), "modules": seen["modules"], "partition": seen.get("partition"),
             "orders": seen.get("scores", {}), "effective_dimension": seen.get("effective_dimension"),
-            "redundancy": seen.get("redundancy"), "canonical_ties": seen.get("canonical_ties", 0),
+            "redundancy": _with_removable(seen.get("redundancy"), whatif, group.size),
+            "canonical_ties": seen.get("canonical_ties", 0),
             "whatif": whatif, "unavailable": seen.get("unavailable")}
+
+
+def _with_removable(redundancy: Mapping[str, Any] | None, whatif: Mapping[str, Any] | None, size: int) -> dict[str, Any] | None:
+    """Add to a group's redundancy the share of units that can go while what reads them changes by at most REMOVABLE_LOSS."""
+    cost = (whatif or {}).get("predicted_cost")
+    if redundancy is None or not cost:
+        return None if redundancy is None else {**redundancy, "removable": None, "removable_loss": REMOVABLE_LOSS}
+    fewest = next(keep for keep, share in enumerate(cost) if share <= REMOVABLE_LOSS)
+    return {**redundancy, "removable": 1 - fewest / size, "removable_loss": REMOVABLE_LOSS}

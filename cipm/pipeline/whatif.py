@@ -1,4 +1,8 @@
-"""Stages `whatif` and `measure`: what it would cost to keep k of n units of a group, predicted and measured."""
+"""Stages `whatif` and `measure`: what it would cost to keep k of n units of a group, predicted and measured.
+
+The kept units take over for the removed ones by least squares fitted on the even probe rows; the loss is measured on odd
+rows, so that fitting cannot flatter it.
+"""
 
 from __future__ import annotations
 
@@ -58,6 +62,8 @@ def unavailable(context: Context, group: SymmetryGroup, statistics: Statistics) 
         return f"Its units carry smaller ones; see the what-if of {inner.name}."
     if not any(tap.consumers for tap in group.taps):
         return "No weight reads these units linearly, so what is lost cannot be made up for by the others."
+    if context.probe.used_rows < 4:
+        return "A what-if needs at least 4 probe rows: half of them to fit on, half to measure on."
     if any(tap.key not in statistics for tap in group.taps):
         return "Its activations were not collected (the group is wider than max_width)."
     return None
@@ -65,15 +71,15 @@ def unavailable(context: Context, group: SymmetryGroup, statistics: Statistics) 
 
 def parameters_after(context: Context, group: SymmetryGroup) -> list[int]:
     """Return the parameters of the whole model [units + 1] when k units of this group are kept."""
-    total = context.checkpoint.parameters
+    checkpoint, total = context.checkpoint, context.checkpoint.parameters
     axes: dict[str, list[float]] = {}
     for place in group.places:
         axes.setdefault(place.tensor, []).append(place.index.size / place.length)
     keep = np.arange(group.size + 1) / group.size
     saved = np.zeros(group.size + 1)
-    for key, shares in axes.items():
+    for key, shares in ((key, axes[key]) for key in checkpoint.parameter_keys if key in axes):
         left = np.prod([1 - share * (1 - keep) for share in shares], axis=0)
-        saved += context.checkpoint.tensors[key].numel() * (1 - left)
+        saved += checkpoint.tensors[key].numel() * (1 - left)
     return [int(round(total - s)) for s in saved]
 
 
@@ -84,14 +90,15 @@ def _whatif_of(context: Context, group: SymmetryGroup, statistics: Statistics, r
     if facts["unavailable"]:
         return facts
     curve = _curve(context, group, statistics)
-    points = sorted({round(group.size * (1 - (i + 1) / (context.options.measured_points + 1)))
-                     for i in range(context.options.measured_points)})
+    points = [round(group.size * i / (context.options.measured_points + 1)) for i in range(context.options.measured_points + 1)]
     measured = [{"keep": keep, **reference.measure(_interventions(group, statistics, curve.removal_order, keep))}
-                for keep in points]
+                for keep in dict.fromkeys(points)]
     base = reference.baseline()["loss"]
     rises = [(m["keep"], m["loss"] - base) for m in measured]
-    rise = calibrate(curve.cost, rises) if rises else None
-    return facts | {"predicted": [] if rise is None else (base + rise).tolist(), "measured": measured,
+    for number, point in enumerate(measured):  # what the other points alone say about this one
+        others = rises[:number] + rises[number + 1:]
+        point["predicted"] = float(base + calibrate(curve.cost, others)[point["keep"]]) if others else None
+    return facts | {"predicted": (base + calibrate(curve.cost, rises)).tolist(), "measured": measured,
                     "predicted_cost": (curve.cost / max(curve.cost[0], np.finfo(float).tiny)).tolist(),
                     "removal_order": curve.removal_order.tolist(), "notes": list(curve.notes)}
 
@@ -129,7 +136,7 @@ def _chain(steps: list[Rebuild]) -> Rebuild:
 
 
 def _rebuild(tap: Tap, half: HalfSplit, kept: np.ndarray) -> Rebuild:
-    weights, offset = reconstruction(half.whole.covariance(), half.whole.mean, kept)
+    weights, offset = reconstruction(half.even.covariance(), half.even.mean, kept)
     removed = np.setdiff1d(np.arange(len(tap.index)), kept)
     to, source = torch.from_numpy(tap.index[removed].copy()), torch.from_numpy(tap.index[kept].copy())
 
@@ -149,9 +156,9 @@ class Reference:
     def __init__(self, context: Context):
         self.context = context
         probe, options = context.probe, context.options
-        self.rows = min(options.measured_rows, probe.used_rows)
-        step = probe.used_rows / self.rows
-        chosen = torch.from_numpy((np.arange(self.rows) * step).astype(np.int64))
+        odd = np.arange(1, probe.used_rows, 2)
+        self.rows = min(options.measured_rows, odd.size)
+        chosen = torch.from_numpy(odd[np.arange(self.rows) * odd.size // self.rows])
         self.inputs = [batch for batch in batches(_subset(probe, chosen), context.checkpoint, options.batch_rows)]
         self.output = self._outputs({})
         self.rows = len(self.output)

@@ -27,9 +27,10 @@ def discover_groups(checkpoint: Checkpoint, *, seed: int = 0) -> Symmetry:
     walked = walk(checkpoint, inputs)
     structure = build_structure(walked)
     families = find_families(structure)
-    names = _names(structure, families, _read_axes(walked))
+    names = _names(structure, families, _read_axes(walked), checkpoint)
     groups = tuple(_group(family, names, structure, walked, checkpoint) for family in families)
-    return Symmetry(groups, _pins(checkpoint, structure, groups, walked), None, _movable_share(checkpoint, groups))
+    notes = tuple(checkpoint.origin.get("notes", ()))
+    return Symmetry(groups, _pins(checkpoint, structure, groups, walked), None, _movable_share(checkpoint, groups), notes)
 
 
 def _group(family: Family, names: Mapping[Family, str], structure: Structure, walked: Walk,
@@ -115,20 +116,22 @@ def _read_axes(walked: Walk) -> set[tuple[str, int]]:
     return {place for c in walked.consumers if (place := _stored_axis(c.operand, c.operand_axis, owner)) is not None}
 
 
-def _names(structure: Structure, families: Sequence[Family], read: set[tuple[str, int]]) -> dict[Family, str]:
+def _names(structure: Structure, families: Sequence[Family], read: set[tuple[str, int]],
+           checkpoint: Checkpoint) -> dict[Family, str]:
     """Name each family after the first module that writes it; a second family of one module gets a number."""
     taken: dict[str, int] = {}
     names: dict[Family, str] = {}
     for family in families:
-        name = _base_name(structure, family, read)
+        name = _base_name(structure, family, read, checkpoint)
         taken[name] = taken.get(name, 0) + 1
         names[family] = name if taken[name] == 1 else f"{name}.{taken[name]}"
     return names
 
 
-def _base_name(structure: Structure, family: Family, read: set[tuple[str, int]]) -> str:
+def _base_name(structure: Structure, family: Family, read: set[tuple[str, int]], checkpoint: Checkpoint) -> str:
     keys = [structure.axes[axis] for axis in unit_positions(structure, family.units[0])]
-    writers = [key for key, axis in keys if (key, axis) not in read] or [key for key, _ in keys]
+    matrices = [(key, axis) for key, axis in keys if checkpoint.tensors[key].numel() > checkpoint.tensors[key].shape[axis]]
+    writers = [key for key, axis in matrices or keys if (key, axis) not in read] or [key for key, _ in keys]
     base = re.sub(r"[^A-Za-z0-9._-]", "_", writers[0]).removesuffix(".weight").removesuffix(".bias")
     if family.blocks > 1:
         return f"{base}.units"
@@ -150,6 +153,6 @@ def _pins(checkpoint: Checkpoint, structure: Structure, groups: Sequence[Symmetr
 
 
 def _movable_share(checkpoint: Checkpoint, groups: Sequence[SymmetryGroup]) -> float:
-    moving = {place.tensor for group in groups for place in group.places}
+    moving = {place.tensor for group in groups for place in group.places} & set(checkpoint.parameter_keys)
     total = checkpoint.parameters
     return sum(checkpoint.tensors[key].numel() for key in moving) / total if total else 0.0

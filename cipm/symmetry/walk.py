@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,16 +34,31 @@ def example_inputs(checkpoint: Checkpoint, *, generator: torch.Generator,
                    sizes: tuple[int, int] = SYMBOL_SIZES) -> dict[str, torch.Tensor]:
     """Return random inputs the model accepts: normal floats, and integers below the rows of the embeddings they index."""
     limits = index_limits(checkpoint)
-    symbols = symbol_sizes(checkpoint.graph, sizes)
+    symbols = symbol_sizes(checkpoint, sizes)
     return {i.name: _example(i, [symbols[d] if isinstance(d, str) else d for d in i.shape], limits.get(i.name, 2),
                              generator) for i in checkpoint.graph.inputs}
 
 
-def symbol_sizes(graph: Graph, sizes: tuple[int, int]) -> dict[str, int]:
-    """Return an example size for every symbolic dimension: sizes[0] for leading ones, sizes[1] for the others."""
-    leading = {i.shape[0] for i in graph.inputs if i.shape and isinstance(i.shape[0], str)}
-    named = {d for i in graph.inputs for d in i.shape if isinstance(d, str)}
-    return {d: sizes[0] if d in leading else sizes[1] for d in named}
+def symbol_sizes(checkpoint: Checkpoint, sizes: tuple[int, int]) -> dict[str, int]:
+    """Return an example size for every symbolic dimension: sizes[0] for leading ones, sizes[1] for the others, within
+    the bounds that the model was exported with; derived dimensions ("2*batch") follow."""
+    named = [(axis, d) for i in checkpoint.graph.inputs for axis, d in enumerate(i.shape) if isinstance(d, str)]
+    leading = {d for axis, d in named if axis == 0}
+    bounds = {name: (low, high) for sample in checkpoint.origin.get("samples", {}).values()
+              for name, low, high in sample.get("dynamic", {}).values()}
+    found: dict[str, int] = {}
+    for _, d in named:
+        for name in re.findall(r"[A-Za-z_]\w*", d):
+            low, high = bounds.get(name, (None, None))
+            size = sizes[0] if name in leading else sizes[1]
+            found[name] = max(low or 1, min(size, high or size))
+    return found | {d: _derived(d, found) for _, d in named}
+
+
+def _derived(expression: str, sizes: Mapping[str, int]) -> int:
+    """Return the value of a product or sum of sizes and integers, such as "2*batch + 1"."""
+    return sum(math.prod(sizes[part] if part in sizes else int(part) for part in term.replace(" ", "").split("*"))
+               for term in expression.split("+"))
 
 
 def index_limits(checkpoint: Checkpoint) -> dict[str, int]:
@@ -73,8 +90,8 @@ def walk(checkpoint: Checkpoint, inputs: Mapping[str, torch.Tensor]) -> Walk:
     shapes, contents = _observe(checkpoint, inputs)
     book, consumers = LabelBook(), []
     read = read_tensors(graph)
-    atoms = {(key, axis): book.mint(size) for key, tensor in checkpoint.tensors.items() if key in read
-             for axis, size in enumerate(tensor.shape)}
+    atoms = {(key, axis): book.mint(size) for key in dict.fromkeys(graph.tensors.values()) if key in read
+             for axis, size in enumerate(checkpoint.tensors[key].shape)}
     values: dict[str, Any] = {name: _stored(name, checkpoint.tensors[key], key, atoms)
                               for name, key in graph.tensors.items() if key in read}
     for i in graph.inputs:

@@ -42,7 +42,7 @@ def test_inspect_has_the_fields_that_others_rely_on(folder, capsys):
     found = json.loads(capsys.readouterr().out)
     assert {"schema_version", "model", "groups", "pins", "log10_equivalents", "movable_share", "certificate"} <= found.keys()
     assert {"format", "sha256", "parameters"} <= found["model"].keys()
-    assert found["model"]["parameters"] == sum(t.numel() for t in tensors(folder / "cnn.pt2").values())
+    assert found["model"]["parameters"] == sum(p.numel() for p in cnn_residual(width=8).parameters())
     assert {"name", "kind", "size", "parent", "places", "proved"} <= found["groups"][0].keys()
     assert {"tensor", "axis", "op", "reason"} <= found["pins"][0].keys()
     assert {"dtype", "inputs", "max_abs", "max_rel", "tolerance", "passed", "negative_control"} <= found["certificate"].keys()
@@ -67,8 +67,9 @@ def test_analyze_writes_the_report_and_the_arrays(analysis):
         assert {"banded_anti_robinson", "path", "block_contrast"} <= group["orders"][name]["held_out"].keys()
     what = group["whatif"]
     assert len(what["keep"]) == len(what["predicted"]) == len(what["parameters"]) == 25
-    assert [m["keep"] for m in what["measured"]] == [8, 16] and what["measured"][0]["accuracy"] is not None
+    assert [m["keep"] for m in what["measured"]] == [0, 8, 16] and what["measured"][0]["accuracy"] is not None
     assert what["parameters"][24] == report["model"]["parameters"] and what["predicted"][24] == report["baseline"]["loss"]
+    assert report["baseline"]["rows"] == 200 == what["measured"][0]["rows"]  # the odd rows; fitted on the even ones
 
 
 @pytest.mark.parametrize("model", ["mlp.pt2", "cnn.pt2"])
