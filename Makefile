@@ -40,6 +40,7 @@ bench: .venv/ready-to-test  ## measure against the peers; prints tables
 docs: .venv/ready  ## write the generated pages of docs/ anew
 	@$(BIN)/python -m backend.reference
 	@$(BIN)/python tools/write_options.py
+	@$(BIN)/python tools/write_rules.py
 
 clean:  ## remove the environment and caches; analyses and uploads stay
 	rm -rf .venv .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -135,7 +135,8 @@ def report(context: Context, matrices: list[dict[str, Any]], organized: Mapping[
                              for n, t in probe.inputs.items()],
                   "notes": list(probe.notes)},
         "options": context.options.model_dump(),
-        **{name: shown[name] for name in ("log10_equivalents", "movable_share", "certificate", "pins", "notes")},
+        **{name: shown[name] for name in ("log10_equivalents", "movable_share", "certificate", "pins")},
+        "notes": [*shown["notes"], *whatif["notes"]],
         "timings": dict(context.kept.get("timings", {})),
         "baseline": whatif["baseline"], "matrices": matrices,
         "groups": [_group(group, matrices, organized.get(group.name), whatif["groups"].get(group.name))

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from cipm.errors import OptionError
 from cipm.pipeline.context import Context, batches
@@ -24,6 +25,10 @@ from cipm.statistics import HalfSplit
 from cipm.symmetry import SymmetryGroup, Tap
 from cipm.trace import run
 
+MEASURE_FLOPS = 1e13
+"""Work spent on measuring what-ifs in one analysis: about a minute or two on two cores. A count, not a clock, so that the
+same analysis always gives the same result."""
+FEWEST_ROWS = 16
 Rebuild = Callable[[torch.Tensor], torch.Tensor]
 Intervene = dict[str, Rebuild]
 
@@ -31,10 +36,11 @@ Intervene = dict[str, Rebuild]
 def whatif(context: Context, folder: Path) -> None:
     """Compute the curve of every group, measure a few points of each, and predict the loss at every size."""
     statistics = read_statistics(context)
-    reference = Reference(context)
     groups = [group for group in context.symmetry.groups if group.proved]
+    points = sum(unavailable(context, group, statistics) is None for group in groups) * (context.options.measured_points + 1)
+    reference = Reference(context, points)
     report = context.progress("whatif", len(groups), "groups")
-    facts: dict[str, Any] = {"baseline": reference.baseline(), "groups": {}}
+    facts: dict[str, Any] = {"baseline": reference.baseline(), "notes": reference.notes, "groups": {}}
     for number, group in enumerate(groups):
         facts["groups"][group.name] = _whatif_of(context, group, statistics, reference)
         report(number + 1)
@@ -153,11 +159,14 @@ def _rebuild(tap: Tap, half: HalfSplit, kept: np.ndarray) -> Rebuild:
 class Reference:
     """The whole model's outputs on the rows that what-ifs are measured on, and how loss is counted."""
 
-    def __init__(self, context: Context):
+    def __init__(self, context: Context, points: int = 1):
         self.context = context
         probe, options = context.probe, context.options
         odd = np.arange(1, probe.used_rows, 2)
-        self.rows = min(options.measured_rows, odd.size)
+        wanted = min(options.measured_rows, odd.size)
+        self.rows = min(wanted, max(FEWEST_ROWS, int(MEASURE_FLOPS / max(points * _flops_per_row(context), 1))))
+        self.notes = [] if self.rows == wanted else [
+            f"What-ifs were measured on {self.rows} of {wanted} rows, because each of {points} points runs the whole model."]
         chosen = torch.from_numpy(odd[np.arange(self.rows) * odd.size // self.rows])
         self.inputs = [batch for batch in batches(_subset(probe, chosen), context.checkpoint, options.batch_rows)]
         self.output = self._outputs({})
@@ -198,6 +207,16 @@ class Reference:
             return {"loss": max(result["kl"], 0.0), **result}
         scale = float(self.output.square().mean()) or 1.0
         return {"loss": float((output - self.output).square().mean()) / scale, **result}
+
+
+def _flops_per_row(context: Context) -> float:
+    """Return the floating-point operations of one row, counted on one batch of a few rows."""
+    inputs = next(batches(_subset(context.probe, torch.arange(min(2, context.probe.used_rows))), context.checkpoint, 2), None)
+    if inputs is None:  # a model with a fixed batch: count a whole one
+        inputs = next(batches(context.probe, context.checkpoint, 2))
+    with FlopCounterMode(display=False) as counter:
+        run(context.checkpoint.graph, context.tensors, context.checkpoint.constants, inputs)
+    return counter.get_total_flops() / len(next(iter(inputs.values())))
 
 
 def _subset(probe: Any, rows: torch.Tensor) -> Any:

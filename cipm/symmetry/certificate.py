@@ -19,7 +19,7 @@ TOLERANCE = 1e-10
 """Largest relative difference that counts as the same function in float64: about 10⁵ roundings."""
 EXAMPLES = ((3, 12), (2, 7))
 """The two example sizes (batch, other symbolic dimensions) on which functions are compared."""
-CONTROLS = 48
+CONTROLS = 16
 """Most groups for which the negative control is run; beyond it they are spread evenly."""
 
 Inputs = dict[str, torch.Tensor]
@@ -44,11 +44,12 @@ def prove(checkpoint: Checkpoint, symmetry: Symmetry, *, draws: int = 2, seed: i
     failing = _failing(symmetry.groups, lambda groups: error(groups)[1] <= TOLERANCE)
     kept = tuple(group for group in symmetry.groups if group.name not in failing)
     max_abs, max_rel = error(kept) if kept else (0.0, 0.0)
-    control, silent = _negative_control(exact, kept, examples[0], references[0])
+    control, silent = _negative_control(exact, kept, examples[-1], references[-1])
     passed = max_rel <= TOLERANCE and (control > TOLERANCE or not kept)
     inputs = "; ".join(", ".join(f"{n} {list(t.shape)}" for n, t in example.items()) for example in examples)
-    certificate = Certificate("float64", f"random inputs {inputs}", draws, max_abs, max_rel, TOLERANCE, passed, control,
-                              time.perf_counter() - start)
+    controlled = f"negative control on {min(CONTROLS, len(kept))} of {len(kept)} groups"
+    certificate = Certificate("float64", f"random inputs {inputs}; {controlled}", draws, max_abs, max_rel, TOLERANCE, passed,
+                              control, time.perf_counter() - start)
     notes = [f"{name} was found but failed the proof and is left out" for name in sorted(failing)]
     notes += [f"moving one tensor of {name} alone changes nothing (its units are dead or identical)" for name in silent]
     proved = {group.name for group in kept} if passed else set()

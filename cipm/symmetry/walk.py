@@ -117,24 +117,33 @@ def _apply(node: Node, values: Mapping[str, Any], book: LabelBook, shapes: Any, 
     several = isinstance(shapes, list)
     call = Call(node, book, bound, tuple(shapes) if several else (shapes,), consumers)
     rule = find_rule(node.op)
-    axes = rule(call) if rule else _unknown(call, several)
+    try:
+        return _result(call, several, rule(call)) if rule else _result(call, several, _unknown(call, several, "without a rule"))
+    except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError):
+        # A form of the op that its rule does not foresee. What the rule has said so far only takes freedom away.
+        return _result(call, several, _unknown(call, several, "in a form that its rule does not cover"))
+
+
+def _result(call: Call, several: bool, axes: Any) -> Any:
+    """Return the value (or values) of a node; raises AssertionError where the axes do not fit the shapes."""
+    name = call.node.name
     if not several:
-        return Value(node.name, shapes, _checked(axes[0] if _nested(axes, shapes) else axes, shapes))
-    return tuple(Value(f"{node.name}:{i}", shape, _checked(own, shape))
-                 for i, (own, shape) in enumerate(zip(axes, shapes, strict=True)))
+        return Value(name, call.shape, _checked(axes[0] if _nested(axes, call.shape) else axes, call.shape))
+    return tuple(Value(f"{name}:{i}", shape, _checked(own, shape))
+                 for i, (own, shape) in enumerate(zip(axes, call.shapes, strict=True)))
 
 
 def _nested(axes: Any, shape: tuple[int, ...]) -> bool:
     return len(axes) == 1 and isinstance(axes[0], list | tuple)
 
 
-def _unknown(call: Call, several: bool) -> Any:
-    """An op without a rule: every axis it reads is pinned, and nothing is known of what it makes."""
+def _unknown(call: Call, several: bool, why: str) -> Any:
+    """An op without a (fitting) rule: every axis it reads is pinned, and nothing is known of what it makes."""
     name = call.node.op.removeprefix("aten.")
     for value in call.values():
         for axis in value.axes:
-            call.pin(axis, f"it enters {name}, an op without a rule")
-    fixed = call.fixed(f"{name}, an op without a rule, made it")
+            call.pin(axis, f"it enters {name}, an op {why}")
+    fixed = call.fixed(f"{name}, an op {why}, made it")
     results = [[fixed] * len(shape) for shape in call.shapes]
     return results if several else results[0]
 

@@ -267,3 +267,36 @@ def test_plan_survives_json_and_undoes_itself():
     back = plan.coinverse.apply(plan.apply(tensors))
     assert all(torch.equal(back[key], tensors[key]) for key in tensors)
     assert not all(torch.equal(plan.apply(tensors)[key], tensors[key]) for key in tensors)
+
+
+class Larger(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.three = nn.Linear(4, 9), nn.Linear(4, 9), nn.Linear(9, 3)
+
+    def forward(self, x):
+        return self.three(torch.max(self.one(x), self.two(x)))
+
+
+def test_the_larger_of_two_ties_both():
+    group, = proved(Larger(), torch.randn(3, 4)).groups
+    assert {p.tensor for p in group.places} == {"one.weight", "one.bias", "two.weight", "two.bias", "three.weight"}
+
+
+class Split(nn.Module):
+    """An op with several results that has no rule of its own but torch's pointwise tag (frexp)."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 9), nn.Linear(9, 3)
+
+    def forward(self, x):
+        mantissa, exponent = torch.frexp(self.one(x))
+        return self.two(mantissa + exponent)
+
+
+def test_form_of_an_op_that_its_rule_does_not_cover_pins():
+    symmetry = discover_groups(trace(Split(), torch.randn(3, 4)))
+    assert symmetry.groups == ()
+    assert "an op in a form that its rule does not cover" in next(p.reason for p in symmetry.pins
+                                                                  if (p.tensor, p.axis) == ("one.weight", 0))

@@ -1,0 +1,44 @@
+"""Write docs/rules.md from the rules themselves: `make docs`. A test keeps the file so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cipm.rules import FAMILIES, known_ops
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "rules.md"
+HEAD = """# Rules of symmetry discovery
+
+Made from the code by `make docs`; a test keeps it so.
+
+Every axis of every stored tensor starts with a label for each position. A rule says, for one op, which labels must move
+together. In the equations below a letter that two operands share ties their axes, `…` stands for leading axes, and a letter that is
+missing on the right is summed over. Ops without a line here, and without torch's own `pointwise` tag, **pin** every axis that they read;
+the report names them with the axes.
+
+What is pinned whatever the op: axes of the model's inputs and outputs; axes that meet a constant which is not part of the
+checkpoint (rotary frequencies of a Hugging Face model, for instance, pin the places of query and key units within a head);
+the axis along which a convolution or pooling slides; rows of an embedding, since the values of an index choose them.
+Known to be movable but pinned today: hidden units of LSTM and GRU; pairs of rotary units; experts chosen by index.
+"""
+
+
+def document() -> str:
+    """Return the whole page."""
+    return HEAD + "".join(_family(module) for module in FAMILIES)
+
+
+def _family(module) -> str:
+    rules: dict[object, list[str]] = {}
+    for op, function in known_ops().items():
+        if function.__module__ == module.__name__:
+            rules.setdefault(function, []).append(op)
+    title, rows = (module.__doc__ or "").strip().splitlines()[0], []
+    for function, ops in rules.items():
+        words = " ".join((function.__doc__ or "").split())
+        rows.append(f"| {', '.join(f'`{op}`' for op in ops)} | {words} |\n")
+    return f"\n## {title}\n\n| ops (aten) | what ties |\n|---|---|\n" + "".join(rows)
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(document())
