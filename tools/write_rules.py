@@ -12,9 +12,9 @@ HEAD = """# Rules of symmetry discovery
 Made from the code by `make docs`; a test keeps it so.
 
 Every axis of every stored tensor starts with a label for each position. A rule says, for one op, which labels must move
-together. In the equations below a letter that two operands share ties their axes, `…` stands for leading axes, and a letter that is
-missing on the right is summed over. Ops without a line here, and without torch's own `pointwise` tag, **pin** every axis that they read;
-the report names them with the axes.
+together. In the equations below a letter that two operands share ties their axes, `…` stands for leading axes, and a letter
+that is missing on the right is summed over. Ops without a line here, and without torch's own `pointwise` tag, **pin** every
+axis that they read; the report names them with the axes.
 
 What is pinned whatever the op: axes of the model's inputs and outputs; axes that meet a constant which is not part of the
 checkpoint (rotary frequencies of a Hugging Face model, for instance, pin the places of query and key units within a head);

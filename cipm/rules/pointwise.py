@@ -10,8 +10,8 @@ from cipm.rules.registry import Call, rule
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-@rule("pointwise", "max.other", "min.other", "clone", "_to_copy", "to", "alias", "detach", "contiguous", "dropout", "native_dropout",
-      "_softmax_backward_data", "lift_fresh_copy", "type_as", "zeros_like", "ones_like", "full_like", "copy")
+@rule("pointwise", "max.other", "min.other", "clone", "_to_copy", "to", "alias", "detach", "contiguous", "dropout",
+      "lift_fresh_copy", "type_as", "zeros_like", "ones_like", "full_like", "copy")
 def pointwise(call: Call) -> list[Axis]:
     """y[i…] = f(x[i…], z[i…], …): equal positions are tied, axes are not otherwise told apart."""
     return broadcast(call, call.values(), len(call.shape))
