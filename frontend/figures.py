@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ def whatif_curve(group: Mapping[str, Any], baseline: Mapping[str, Any], keep: in
     """Return loss against units kept: predicted curve, measured points, the unpruned loss, and the slider's place."""
     whatif = group.get("whatif") or {}
     figure = go.Figure(layout=_layout(group["size"], LOSS_WORDS.get(baseline.get("loss_kind") or "", "loss")))
+    figure.update_yaxes(_loss_axis(whatif, baseline.get("loss")))
     figure.add_scatter(x=whatif.get("keep") or [], y=whatif.get("predicted") or [], name="predicted", mode="lines",
                        line={"color": PREDICTED, "width": 2}, hovertemplate="%{y:.4g}")
     measured = whatif.get("measured") or []
@@ -23,10 +25,23 @@ def whatif_curve(group: Mapping[str, Any], baseline: Mapping[str, Any], keep: in
                        name="measured", mode="markers", marker={"color": MEASURED, "size": 9}, cliponaxis=False,
                        customdata=[point.get("rows") for point in measured],
                        hovertemplate="%{y:.4g} on %{customdata:,} rows")
-    if baseline.get("loss") is not None:
+    if baseline.get("loss") is not None and (baseline["loss"] > 0 or figure.layout.yaxis.type != "log"):
         figure.add_hline(y=baseline["loss"], line={"color": "rgba(128,134,145,0.7)", "dash": "dot", "width": 1})
     figure.add_shape(**marker(keep))
     return figure
+
+
+def _loss_axis(whatif: Mapping[str, Any], baseline: float | None) -> dict[str, Any]:
+    """Return a logarithmic axis where the losses span more than a factor of 20, else one from zero.
+
+    Losses that fall to zero are shown down to a ten-thousandth of the largest.
+    """
+    losses = [*(whatif.get("predicted") or []), *(point["loss"] for point in whatif.get("measured") or []), baseline or 0.0]
+    positive = [loss for loss in losses if loss > 0]
+    if not positive or max(positive) <= 20 * min(positive):
+        return {"rangemode": "tozero"}
+    low, high = max(min(positive), 1e-4 * max(positive)), max(positive)
+    return {"type": "log", "range": [math.log10(low) - 0.1, math.log10(high) + 0.1], "dtick": 1, "exponentformat": "power"}
 
 
 def marker(keep: int) -> dict[str, Any]:
@@ -42,7 +57,7 @@ def _layout(size: int, loss: str) -> dict[str, Any]:
             "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "top"}, "hovermode": "x",
             "xaxis": {**axis, "range": [1, max(2, size)], "showticklabels": False,
                       "tickvals": keep_marks(size)},
-            "yaxis": {**axis, "title": {"text": loss}, "rangemode": "tozero"}, "uirevision": "keep", "height": 340}
+            "yaxis": {**axis, "title": {"text": loss}}, "uirevision": "keep", "height": 340}
 
 
 def module_colour(module: int) -> str:

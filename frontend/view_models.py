@@ -88,7 +88,7 @@ def group_rows(report: Json) -> list[GroupRow]:
 
 def _group_row(group: Json, depth: int) -> GroupRow:
     return GroupRow(group["name"], depth, group.get("kind") or "units", group["size"], len(group.get("modules") or []),
-                    _redundant(group), bool(group.get("proved")), group.get("unavailable"))
+                    (group.get("redundancy") or {}).get("removable"), bool(group.get("proved")), group.get("unavailable"))
 
 
 def size_words(size: int, kind: str, blocks: int = 1) -> str:
@@ -291,12 +291,6 @@ def with_measurements(group: Json, measurements: Sequence[Json]) -> dict[str, An
     points = {point["keep"]: point for point in whatif.get("measured") or []}
     points |= {m["keep"]: m["result"] for m in measurements if m["group"] == group["name"] and m.get("result")}
     return {**group, "whatif": {**whatif, "measured": [points[keep] for keep in sorted(points)]}}
-
-
-def _redundant(group: Json) -> float | None:
-    """Return the share of units that can go, or that the others predict where no cost is known."""
-    known = group.get("redundancy") or {}
-    return known["removable"] if known.get("removable") is not None else known.get("share")
 
 
 def keep_marks(size: int) -> list[int]:

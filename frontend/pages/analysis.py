@@ -123,7 +123,7 @@ def _groups(report: Json) -> Component:
 
 
 def _group_line(row: vm.GroupRow) -> Component:
-    detail = row.unavailable or (words.plural(row.modules, "module") + (f" \u00b7 {words.percent(row.redundancy, 0)} redundant"
+    detail = row.unavailable or (words.plural(row.modules, "module") + (f" \u00b7 {words.percent(row.redundancy, 0)} removable"
                                                             if row.redundancy is not None else ""))
     return html.Button([
         html.Span(html.Bdi(row.path), className="group-path") if row.path else None,

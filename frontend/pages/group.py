@@ -132,8 +132,10 @@ def _redundancy(group: Json) -> Any:
                      "It is not measured for groups of this kind.")
     dead, samples = group.get("dead") or [], words.integer(group.get("samples"))
     shares = html.Div([
-        big(words.percent(redundancy.get("share")), "redundant units",
-            "share that the other units explain; " + (redundancy.get("how") or "")),
+        big(words.percent(redundancy.get("removable")), "removable units",
+            f"while their readers lose at most {words.percent(redundancy.get('removable_loss', 0.01), 0)} of input variance"),
+        big(words.percent(redundancy.get("share")), "predictable units",
+            "with R² ≥ 0.9 from the others; " + (redundancy.get("how") or "")),
         big(words.number(redundancy.get("r2_median"), 2), "median R²", "of a unit, explained by the others"),
         big(words.integer(len(dead)), "dead units",
             [vm.compact_ranges(dead[:60]) + ("…" if len(dead) > 60 else ""), " ", copy_button(", ".join(map(str, dead)))]

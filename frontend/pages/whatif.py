@@ -61,7 +61,7 @@ def _how(group: Json, baseline: Json) -> str:
     points = (group.get("whatif") or {}).get("measured") or []
     rows = words.integer(points[0].get("rows")) if points else words.integer(baseline.get("rows"))
     notes = " ".join((group.get("whatif") or {}).get("notes") or [])
-    return ("Predicted from the covariance of the units' activations and fitted to the measured points. Removing the least "
-            "useful units first, the weights that read the others are refitted by least squares, without retraining. "
-            f"Measured points run the model pruned in this way on {rows} probe rows. The dotted line is the unpruned model. "
-            f"{notes}")
+    return ("Predicted from the covariance of the units' activations, through the points measured with the analysis; at such a "
+            "point the figure is what the other points predict. The least useful units go first, and the others take over by "
+            "least squares, without retraining, fitted on the even probe rows. Measured points run the whole model in this way "
+            f"on {rows} odd rows. The dotted line is the unpruned model. {notes}")
