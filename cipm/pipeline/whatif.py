@@ -28,6 +28,8 @@ from cipm.trace import run
 MEASURE_FLOPS = 1e13
 """Work spent on measuring what-ifs in one analysis: about a minute or two on two cores. A count, not a clock, so that the
 same analysis always gives the same result."""
+MEASURE_NUMBERS = 2**27
+"""Most numbers of outputs held at once (512 MB): a language model's logits on many rows would not fit."""
 FEWEST_ROWS = 16
 Rebuild = Callable[[torch.Tensor], torch.Tensor]
 Intervene = dict[str, Rebuild]
@@ -164,7 +166,9 @@ class Reference:
         probe, options = context.probe, context.options
         odd = np.arange(1, probe.used_rows, 2)
         wanted = min(options.measured_rows, odd.size)
-        self.rows = min(wanted, max(FEWEST_ROWS, int(MEASURE_FLOPS / max(points * _flops_per_row(context), 1))))
+        flops, numbers = _row_cost(context)
+        most = int(min(MEASURE_FLOPS / max(points * flops, 1), MEASURE_NUMBERS / numbers))
+        self.rows = min(wanted, max(FEWEST_ROWS, most))
         self.notes = [] if self.rows == wanted else [
             f"What-ifs were measured on {self.rows} of {wanted} rows, because each of {points} points runs the whole model."]
         chosen = torch.from_numpy(odd[np.arange(self.rows) * odd.size // self.rows])
@@ -209,14 +213,15 @@ class Reference:
         return {"loss": float((output - self.output).square().mean()) / scale, **result}
 
 
-def _flops_per_row(context: Context) -> float:
-    """Return the floating-point operations of one row, counted on one batch of a few rows."""
+def _row_cost(context: Context) -> tuple[float, float]:
+    """Return (floating-point operations, numbers in the outputs) of one row, counted on one batch of a few rows."""
     inputs = next(batches(_subset(context.probe, torch.arange(min(2, context.probe.used_rows))), context.checkpoint, 2), None)
     if inputs is None:  # a model with a fixed batch: count a whole one
         inputs = next(batches(context.probe, context.checkpoint, 2))
     with FlopCounterMode(display=False) as counter:
-        run(context.checkpoint.graph, context.tensors, context.checkpoint.constants, inputs)
-    return counter.get_total_flops() / len(next(iter(inputs.values())))
+        outputs = run(context.checkpoint.graph, context.checkpoint.tensors, context.checkpoint.constants, inputs)
+    rows = len(next(iter(inputs.values())))
+    return counter.get_total_flops() / rows, sum(o.numel() for o in outputs if o is not None) / rows
 
 
 def _subset(probe: Any, rows: torch.Tensor) -> Any:
