@@ -51,7 +51,7 @@ def _aggregate(factors: np.ndarray, labels: np.ndarray, resolution: float, gener
     while True:
         sums, sizes = module_sums(factors, labels)
         merged = _move(sums, sizes, np.arange(sizes.size), resolution, generator)
-        if merged.max(initial=0) + 1 == sizes.size:
+        if merged.max(initial=-1) + 1 == sizes.size:
             return labels
         labels = merged[labels]
 

@@ -156,3 +156,12 @@ def test_dead_units_are_fully_redundant_and_do_not_break_anything():
     halves = tuple(Covariance.create(5).update(x[i::2]).covariance() for i in (0, 1))
     result = redundancy(Covariance.create(5).update(x).covariance(), samples=500, halves=halves)
     assert np.isfinite(result.r2).all() and result.r2[1] == 1 and result.share == 0.2
+
+
+def test_a_half_in_which_nothing_stands_above_the_noise_ends():
+    """Signal over all rows, none in either half: no module, and an answer (this once never returned)."""
+    generator = np.random.default_rng(0)
+    assert communities(np.zeros((0, 3)), 0.1, generator=generator).size == 0
+    signal = np.kron(np.eye(2), np.full((4, 4), 0.9)) + 0.1 * np.eye(8)
+    found = partition(signal, samples=60, halves=(np.eye(8), np.eye(8)))
+    assert found.modules == 0 and "do not agree" in found.how
