@@ -198,7 +198,7 @@ def _baseline_facts(baseline: Json) -> list[tuple[str, str]]:
     if baseline.get("accuracy") is not None:
         facts.append(("Accuracy", words.percent(baseline["accuracy"])))
     if baseline.get("loss") is not None and baseline.get("loss_kind") in LOSS_WORDS:
-        facts.append((LOSS_WORDS[baseline["loss_kind"]].capitalize(), words.number(baseline["loss"])))
+        facts.append((_sentence(LOSS_WORDS[baseline["loss_kind"]]), words.number(baseline["loss"])))
     return facts
 
 
@@ -291,6 +291,11 @@ def with_measurements(group: Json, measurements: Sequence[Json]) -> dict[str, An
     points = {point["keep"]: point for point in whatif.get("measured") or []}
     points |= {m["keep"]: m["result"] for m in measurements if m["group"] == group["name"] and m.get("result")}
     return {**group, "whatif": {**whatif, "measured": [points[keep] for keep in sorted(points)]}}
+
+
+def _sentence(words: str) -> str:
+    """Return words with a capital at the start, those that have capitals of their own left as they are."""
+    return words[:1].upper() + words[1:]
 
 
 def keep_marks(size: int) -> list[int]:
