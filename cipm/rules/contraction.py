@@ -41,6 +41,17 @@ def matmul(call: Call) -> list[Axis]:
     return call.equation([(one, left), (two, right)], out, contracted="y")
 
 
+@rule("einsum")
+def einsum(call: Call) -> list[Axis]:
+    """The equation as written, without `…` and without a letter twice in one operand."""
+    left, _, out = call["equation"].replace(" ", "").partition("->")
+    names, operands = left.split(","), list(call["tensors"])
+    if "." in left or not all(len(set(n)) == len(n) == len(v.shape) for n, v in zip(names, operands, strict=True)):
+        raise ValueError("an equation with an ellipsis or a diagonal")
+    shared = [letter for letter in dict.fromkeys(left.replace(",", "")) if letter not in out and left.count(letter) > 1]
+    return call.equation(list(zip(operands, names, strict=True)), out, contracted="".join(shared))
+
+
 @rule("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def convolution(call: Call) -> list[Axis]:
     """bi…, oi…, o → bo…; positions stay where they are. Groups: blocks of channels, tied to blocks of filters."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -107,7 +107,20 @@ def walk(checkpoint: Checkpoint, inputs: Mapping[str, torch.Tensor]) -> Walk:
             book.pin(axis, Fixed("output", ref.name, "it is an axis of the model's output, which keeps its order"))
     made = (values[node.name] for node in graph.nodes if node.name not in contents)
     found = tuple(value for value in made if isinstance(value, Value))
-    return Walk(book, atoms, tuple(consumers), found)
+    return Walk(book, atoms, tuple(_reading_weights(graph, consumers)), found)
+
+
+def _reading_weights(graph: Graph, consumers: Sequence[Consumer]) -> Iterator[Consumer]:
+    """Yield the contractions of an activation with a weight; two activations (queries and keys) are none."""
+    driven = {i.name for i in graph.inputs}
+    for node in graph.nodes:
+        if any(name in driven for name in node.refs()):
+            driven.add(node.name)
+    for c in consumers:
+        if c.value.name in driven and c.operand.name not in driven:
+            yield c
+        elif c.operand.name in driven and c.value.name not in driven:
+            yield Consumer(c.operand, c.operand_axis, c.value, c.axis)
 
 
 def _apply(node: Node, values: Mapping[str, Any], book: LabelBook, shapes: Any, consumers: list[Consumer]) -> Any:

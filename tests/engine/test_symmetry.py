@@ -300,3 +300,24 @@ def test_form_of_an_op_that_its_rule_does_not_cover_pins():
     assert symmetry.groups == ()
     assert "an op in a form that its rule does not cover" in next(p.reason for p in symmetry.pins
                                                                   if (p.tensor, p.axis) == ("one.weight", 0))
+
+
+class Einsum(nn.Module):
+    """One head of attention, its contractions written as einsum, weights first."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Parameter(torch.randn(12, 12)) for _ in range(4))
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x):
+        q, k, v = (torch.einsum("oi,bni->bno", w, x) for w in (self.q, self.k, self.v))
+        weights = torch.einsum("bnd,bmd->bnm", q, k).softmax(-1)
+        return self.head(torch.einsum("de,bne->bnd", self.o, torch.einsum("bnm,bmd->bnd", weights, v)))
+
+
+def test_einsum_is_the_equation_it_says_and_only_weights_are_consumers():
+    symmetry = proved(Einsum(), torch.randn(3, 5, 12))
+    places = [{(p.tensor, p.axis) for p in g.places} for g in symmetry.groups]
+    assert places == [{("q", 0), ("k", 0)}, {("v", 0), ("o", 1)}, {("o", 0), ("head.weight", 1)}]
+    assert [[tap.consumers for tap in g.taps] for g in symmetry.groups] == [[()], [(("o", 1),)], [(("head.weight", 1),)]]
