@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from cipm.rules.labels import Axis, Fixed, Value
+from cipm.rules.labels import FIXED_OUTER, Axis, Fixed, Value
 from cipm.rules.pointwise import LETTERS
 from cipm.rules.registry import Call, rule
 
@@ -95,8 +95,12 @@ def _concatenated(call: Call, parts: Sequence[Value], dim: int) -> Axis:
     if not any(isinstance(axis, np.ndarray) for axis in axes):
         return next((axis for axis in axes if isinstance(axis, Fixed)), call.fixed("parts were joined along it"))
     rank = max(axis.ndim for axis in axes if isinstance(axis, np.ndarray))
+    present = [np.unique(axis) for axis in axes if isinstance(axis, np.ndarray)]
+    repeated = np.unique(np.concatenate(present)).size < sum(p.size for p in present)
     labels = []
-    for part, axis in zip(parts, axes, strict=True):
+    for number, (part, axis) in enumerate(zip(parts, axes, strict=True)):
+        if repeated and isinstance(axis, np.ndarray):
+            axis = _as_part(call, axis, number)
         if not isinstance(axis, np.ndarray):
             fresh = call.book.mint(*[part.shape[dim] if i == dim else 1 for i in range(rank)])
             if isinstance(axis, Fixed):
@@ -106,6 +110,15 @@ def _concatenated(call: Call, parts: Sequence[Value], dim: int) -> Axis:
     shape = np.broadcast_shapes(*[tuple(1 if i == dim else n for i, n in enumerate(a.shape)) for a in labels])
     return np.concatenate([np.broadcast_to(a, tuple(a.shape[dim] if i == dim else n for i, n in enumerate(shape)))
                            for a in labels], axis=dim)
+
+
+def _as_part(call: Call, labels: np.ndarray, part: int) -> np.ndarray:
+    """Return labels of the pairs (part, label): parts that share labels hold different values, so they keep their places."""
+    pairs = call.book.mint(*labels.shape)
+    call.book.child(pairs, labels)
+    call.book.factor(pairs, np.full(labels.shape, FIXED_OUTER - part), labels)
+    call.book.roles.append((pairs.ravel(), np.full(labels.size, part)))
+    return pairs
 
 
 @rule("constant_pad_nd", "pad")

@@ -321,3 +321,24 @@ def test_einsum_is_the_equation_it_says_and_only_weights_are_consumers():
     places = [{(p.tensor, p.axis) for p in g.places} for g in symmetry.groups]
     assert places == [{("q", 0), ("k", 0)}, {("v", 0), ("o", 1)}, {("o", 0), ("head.weight", 1)}]
     assert [[tap.consumers for tap in g.taps] for g in symmetry.groups] == [[()], [(("o", 1),)], [(("head.weight", 1),)]]
+
+
+class PatchMerging(nn.Module):
+    """Four neighbouring positions joined along the channels, as between the stages of a Swin transformer."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm = nn.Conv2d(2, 6, 1), nn.LayerNorm(24)
+        self.reduce, self.head = nn.Linear(24, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        x = self.embed(x).permute(0, 2, 3, 1)
+        x = torch.cat([x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)], dim=-1)
+        return self.head(self.reduce(self.norm(x)).mean((1, 2)))
+
+
+def test_joined_parts_with_the_same_channels_move_as_channels_and_keep_their_places():
+    symmetry = proved(PatchMerging(), torch.randn(2, 2, 4, 4))
+    assert [g.size for g in symmetry.groups] == [6, 5]
+    index = next(p.index for p in symmetry.groups[0].places if p.tensor == "reduce.weight")
+    np.testing.assert_array_equal(index, np.arange(24).reshape(4, 6).T)
