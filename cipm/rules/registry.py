@@ -71,8 +71,7 @@ class Call:
                 self.book.touch(value, axis)
         for letter in contracted:
             (reader, read), *weights = [(value, letters.index(letter)) for value, letters in terms if letter in letters]
-            self.consumers.extend(Consumer(reader, read, value, axis)
-                                  for value, axis in ((w, a) for w, a in weights))
+            self.consumers.extend(Consumer(reader, read, value, axis) for value, axis in weights)
         return self.join(terms, out)
 
     def join(self, terms: Sequence[tuple[Value, str]], out: str) -> list[Axis]:
