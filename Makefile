@@ -16,7 +16,7 @@ INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(if $(CI),--
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test lint bench docs clean
+.PHONY: help demo serve test lint bench docs screenshot clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +41,9 @@ docs: .venv/ready  ## write the generated pages of docs/ anew
 	@$(BIN)/python -m backend.reference
 	@$(BIN)/python tools/write_options.py
 	@$(BIN)/python tools/write_rules.py
+
+screenshot: .venv/ready-to-test  ## take the README's picture anew, in the browser test
+	@SCREENSHOT=$(CURDIR)/docs/screenshot.png $(BIN)/python -m pytest tests/browser/test_story.py -k whole
 
 clean:  ## remove the environment and caches; analyses and uploads stay
 	rm -rf .venv .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -135,8 +135,6 @@ def test_the_whole_story(tab: Page, server: str, files: Files, browser: Browser,
     shown, before = (warmth(canvas(tab, selector), blocks) for selector in (REORDERED, ORIGINAL))
     assert shown > 15 and shown > 3 * abs(before), (shown, before)
     if "SCREENSHOT" in os.environ:
-        tab.goto(f"{server}/a/{analysis}?order=modules")
-        tab.wait_for_selector(f"{REORDERED}[data-state=ready]", timeout=LONG)
         tab.screenshot(path=os.environ["SCREENSHOT"])
 
     # What-if: measure a point on the worker.
