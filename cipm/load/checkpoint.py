@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,12 +11,34 @@ import torch
 from cipm.trace.graph import Graph
 
 
+class LazyTensors(Mapping[str, torch.Tensor]):
+    """Tensors that are read when they are asked for, one at a time, and never kept: models larger than memory.
+
+    `metas` holds a tensor on the meta device for every key (shape and dtype, no bytes), `read(key)` reads one.
+    """
+
+    def __init__(self, metas: Mapping[str, torch.Tensor], read: Callable[[str], torch.Tensor]):
+        self.metas, self._read = metas, read
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        if key not in self.metas:
+            raise KeyError(key)
+        return self._read(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.metas)
+
+    def __len__(self) -> int:
+        return len(self.metas)
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A model as the engine sees it.
 
     `format` is the upload's format ("pt2", "huggingface"). `tensors` holds every stored tensor by its key in the
-    upload, bit for bit, including those that the graph does not use. `constants` holds the graph's own tensors that
+    upload, bit for bit, including those that the graph does not use; it may be LazyTensors, so take shapes from `meta`
+    and tensors one by one. `constants` holds the graph's own tensors that
     are not part of the checkpoint. `aliases` maps a key that the format stores twice to the key it is tied to.
     `sha256` is the content hash of the upload. `origin` is what the exporter needs to write the format back
     (JSON-ready).
@@ -35,10 +57,14 @@ class Checkpoint:
         assert tensors.keys() == self.tensors.keys()
         return Checkpoint(self.format, self.graph, tensors, self.constants, self.aliases, self.sha256, self.origin)
 
+    def meta(self, key: str) -> torch.Tensor:
+        """Return the shape and dtype of a stored tensor, as a tensor without bytes, reading nothing."""
+        return self.tensors.metas[key] if isinstance(self.tensors, LazyTensors) else self.tensors[key].to("meta")
+
     @property
     def parameters(self) -> int:
         """Count the elements of the distinct parameters."""
-        return sum(self.tensors[key].numel() for key in self.parameter_keys)
+        return sum(self.meta(key).numel() for key in self.parameter_keys)
 
     @property
     def parameter_keys(self) -> tuple[str, ...]:

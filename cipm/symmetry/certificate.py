@@ -53,7 +53,7 @@ def prove(checkpoint: Checkpoint, symmetry: Symmetry, *, draws: int = 2, seed: i
     notes = [f"{name} was found but failed the proof and is left out" for name in sorted(failing)]
     notes += [f"moving one tensor of {name} alone changes nothing (its units are dead or identical)" for name in silent]
     proved = {group.name for group in kept} if passed else set()
-    pruned = Symmetry(kept, symmetry.pins, None, symmetry.movable_share, (*symmetry.notes, *notes))
+    pruned = replace(symmetry, groups=kept, notes=(*symmetry.notes, *notes))
     return pruned.with_proof(certificate, proved)
 
 

@@ -30,7 +30,24 @@ def discover_groups(checkpoint: Checkpoint, *, seed: int = 0) -> Symmetry:
     names = _names(structure, families, _read_axes(walked), checkpoint)
     groups = tuple(_group(family, names, structure, walked, checkpoint) for family in families)
     notes = tuple(checkpoint.origin.get("notes", ()))
-    return Symmetry(groups, _pins(checkpoint, structure, groups, walked), None, _movable_share(checkpoint, groups), notes)
+    return Symmetry(groups, _pins(checkpoint, structure, groups, walked), None, _movable_share(checkpoint, groups), notes,
+                    _carried(families, names, structure, walked))
+
+
+def _carried(families: Sequence[Family], names: Mapping[Family, str], structure: Structure,
+             walked: Walk) -> dict[str, tuple[str, ...]]:
+    """Return for every value the groups whose units, or what they carry, stand on its axes."""
+    owners: dict[int, list[str]] = {}
+    for family in families:
+        for c in dict.fromkeys(c for unit in family.units for c in (unit, *structure.descendants.get(unit, ()))):
+            owners.setdefault(c, []).append(names[family])
+    found: dict[str, tuple[str, ...]] = {}
+    for value in walked.values:
+        labels = [np.unique(structure.class_of[axis]) for axis in value.axes if isinstance(axis, np.ndarray)]
+        groups = dict.fromkeys(name for classes in labels for c in classes.tolist() for name in owners.get(c, ()))
+        if groups:
+            found[value.name] = tuple(groups)
+    return found
 
 
 def _group(family: Family, names: Mapping[Family, str], structure: Structure, walked: Walk,

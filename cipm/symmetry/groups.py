@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -101,13 +101,17 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Symmetry:
-    """Everything discovery knows about one checkpoint. Groups are listed inner levels first."""
+    """Everything discovery knows about one checkpoint. Groups are listed inner levels first.
+
+    `carried` maps the name of every value of the graph on which units stand to the names of their groups.
+    """
 
     groups: tuple[SymmetryGroup, ...]
     pins: tuple[Pin, ...]
     certificate: Certificate | None
     movable_share: float
     notes: tuple[str, ...] = ()
+    carried: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def group(self, name: str) -> SymmetryGroup:
         """Return the group called `name`, or raise OptionError listing the names."""
@@ -152,6 +156,7 @@ class Symmetry:
             "movable_share": self.movable_share,
             "log10_equivalents": self.log10_equivalents,
             "notes": list(self.notes),
+            "carried": {name: list(groups) for name, groups in self.carried.items()},
         }
 
 
@@ -166,4 +171,4 @@ def symmetry_from_json(payload: Mapping[str, Any]) -> Symmetry:
         for g in payload["groups"])
     certificate = Certificate(**payload["certificate"]) if payload["certificate"] else None
     return Symmetry(groups, tuple(Pin(**pin) for pin in payload["pins"]), certificate, payload["movable_share"],
-                    tuple(payload["notes"]))
+                    tuple(payload["notes"]), {name: tuple(groups) for name, groups in payload["carried"].items()})
