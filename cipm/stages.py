@@ -26,7 +26,7 @@ class Stage:
 
 
 STAGES: dict[str, Stage] = {
-    "open": Stage(1, (MODEL,)),
+    "open": Stage(2, (MODEL,)),
     "discover": Stage(2, ("open",), ("seed", "proof_draws")),
     "probe": Stage(1, (PROBE, "open"), ("max_rows",)),
     "collect": Stage(1, ("open", "discover", "probe"), ("batch_rows", "positions", "max_width", "device")),

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from cipm.load.checkpoint import Checkpoint
+from cipm.load.pt2 import free_constants
 from cipm.load.retrace import Sample, export_program
 from cipm.trace import Input, to_module
 
@@ -26,7 +27,8 @@ def write(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], source: P
     Stack traces are left out: they hold file paths.
     """
     origin = checkpoint.origin
-    module = to_module(checkpoint.graph, tensors, checkpoint.constants, buffers=set(origin["buffers"]))
+    graph, tensors, constants = free_constants(checkpoint, tensors)
+    module = to_module(graph, tensors, constants, buffers=set(origin["buffers"]))
     _attach(module, checkpoint, tensors)
     samples = {i.name: _sample(i, origin["samples"][i.name]) for i in checkpoint.graph.inputs}
     program = export_program(_Structured(module, origin["outputs"]), samples, args=tuple(origin["args"]))

@@ -8,6 +8,7 @@ sizes are parsed by `symbols`, operators pass the list in `ops`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from cipm.load.retrace import Sample, export_program, functional
 from cipm.load.symbols import evaluate
 from cipm.load.tensors import EXPORT_FIX as FIX
 from cipm.load.tensors import export_dtype, raw_tensor
-from cipm.trace import to_module
+from cipm.trace import Graph, to_module
 
 FORMAT = "pt2"
 SCHEMA_MAJOR = 8
+CONSTANT = "constant:"
+"""How the keys start of tensors that the file stores outside the model's own parameters and buffers."""
 
 
 def match(path: Path) -> bool:
@@ -62,13 +65,41 @@ def _checkpoint(program: Program, tensors: dict[str, torch.Tensor], constants: d
     except (KeyError, AttributeError) as error:
         raise CorruptFile(f"The names of the stored tensors contradict each other: {error}.", fix=FIX) from error
     graph, constants = functional(export_program(module, samples), samples)
+    graph, tensors, constants = store_constants(graph, tensors, constants)
     origin = {"args": list(program.args), "kwargs": list(program.kwargs), "outputs": program.outputs,
-              "buffers": sorted(buffers), "notes": list(program.notes),
+              "buffers": sorted({*buffers, *(key for key in tensors if key.startswith(CONSTANT))}),
+              "notes": list(program.notes),
               "trainable": sorted(k for k, item in info.items() if item["tensor_meta"].get("requires_grad") is True),
               "torch_version": str(payload.get("torch_version", ""))[:40],
               "samples": {name: {"shape": list(s.shape), "dynamic": {str(axis): list(b) for axis, b in s.dynamic.items()}}
                           for name, s in samples.items()}}
     return Checkpoint(FORMAT, graph, tensors, constants, aliases, origin=origin)
+
+
+def store_constants(graph: Graph, tensors: Mapping[str, torch.Tensor], constants: Mapping[str, torch.Tensor],
+                    ) -> tuple[Graph, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Count the tables among the constants (rotary frequencies) as stored tensors: the file holds them, so they may move.
+
+    Their keys start with CONSTANT; `free_constants` is the way back.
+    """
+    tables = {key for key, t in constants.items() if t.is_floating_point() and t.numel() > 1 and (t != t.flatten()[0]).any()}
+    moved = {name: CONSTANT + key for name, key in graph.constants.items() if key in tables}
+    kept = {name: key for name, key in graph.constants.items() if key not in tables}
+    return (replace(graph, tensors=dict(graph.tensors) | moved, constants=kept),
+            dict(tensors) | {CONSTANT + key: constants[key] for key in sorted(tables)},
+            {key: t for key, t in constants.items() if key not in tables})
+
+
+def free_constants(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor],
+                   ) -> tuple[Graph, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Return (graph, tensors, constants) with the tables among the stored tensors as constants of the graph again."""
+    graph = checkpoint.graph
+    tables = {key: tensor for key, tensor in tensors.items() if key.startswith(CONSTANT)}
+    named = {name: key.removeprefix(CONSTANT) for name, key in graph.tensors.items() if key in tables}
+    return (replace(graph, tensors={name: key for name, key in graph.tensors.items() if key not in tables},
+                    constants=dict(graph.constants) | named),
+            {key: tensor for key, tensor in tensors.items() if key not in tables},
+            dict(checkpoint.constants) | {key.removeprefix(CONSTANT): tensor for key, tensor in tables.items()})
 
 
 # --- the archive ----------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def to_module(graph: Graph, tensors: Mapping[str, torch.Tensor], constants: Mapp
     for name, key in graph.tensors.items():
         values[name] = traced.get_attr(_register(root, key, tensors[key], key not in buffers))
     for name, key in graph.constants.items():
-        values[name] = traced.get_attr(_register(root, f"_constants.{key.replace('.', '_')}", constants[key], None))
+        values[name] = traced.get_attr(_register(root, f"_constants.{constant_name(key)}", constants[key], None))
     for node in graph.nodes:
         fill = lambda argument: _as_list(map_refs(argument, lambda ref: values[ref.name]))  # noqa: E731
         values[node.name] = traced.call_function(resolve(node.op), tuple(fill(a) for a in node.args),
@@ -61,6 +61,11 @@ def to_module(graph: Graph, tensors: Mapping[str, torch.Tensor], constants: Mapp
         owned = module.get_submodule("_constants")
         owned._non_persistent_buffers_set.update(owned._buffers)
     return module
+
+
+def constant_name(key: str) -> str:
+    """Return a key of a constant as one word, the same however often the graph is exported."""
+    return key.removeprefix("_constants.").replace(".", "_")
 
 
 def _refuse_mutation(signature: Any) -> None:

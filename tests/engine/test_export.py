@@ -33,6 +33,8 @@ from cipm.errors import Conflict, CorruptFile, UnknownFormat
 from cipm.export import export, read_plan, restore
 from cipm.load import Checkpoint, content_hash, load
 from cipm.permutation import Permutation, Plan
+from cipm.symmetry import discover_groups, prove
+from cipm.testing.models import seeded
 
 CERTIFICATE = {"passed": True, "max_rel": 1e-12}
 SLOW = settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
@@ -273,3 +275,31 @@ def _pretrained(name: str, folder: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return hub_class(name).from_pretrained(folder).eval()
+
+
+class Sinusoid(torch.nn.Module):
+    """A linear layer on inputs plus a table that is no parameter: the table moves with the hidden units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = torch.nn.Linear(4, 6), torch.nn.Linear(6, 3)
+        self.register_buffer("table", torch.arange(6.0).sin(), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.two((self.one(x) + self.table).relu())
+
+
+def test_tables_that_are_no_parameters_move_and_come_back(tmp_path: Path) -> None:
+    module = seeded(Sinusoid, 0).eval()
+    model = save_export(module, tmp_path / "m.pt2", (torch.zeros(2, 4),))
+    checkpoint = load(model)
+    symmetry = prove(checkpoint, discover_groups(checkpoint))
+    group, = symmetry.groups
+    assert ("constant:table", 0) in {(place.tensor, place.axis) for place in group.places}
+    plan = symmetry.plan({group.name: Permutation(np.array([3, 1, 5, 0, 2, 4]))})
+    moved = export(checkpoint, model, plan, CERTIFICATE, tmp_path / "moved.pt2")
+    x = torch.randn(2, 4)
+    torch.testing.assert_close(torch.export.load(moved).module()(x), module(x))
+    assert torch.equal(load(moved).tensors["constant:table"], module.table[[3, 1, 5, 0, 2, 4]])
+    back = load(restore(moved, tmp_path / "back.pt2"))
+    assert all(torch.equal(back.tensors[key], tensor) for key, tensor in checkpoint.tensors.items())

@@ -15,6 +15,7 @@ from torch.export import Dim
 from cipm.errors import CorruptFile, NotFound
 from cipm.load import content_hash, describe, load
 from cipm.load.ops import op_name
+from cipm.load.pt2 import CONSTANT
 from cipm.load.symbols import evaluate, parse
 from cipm.trace import from_json, run, to_json
 
@@ -52,7 +53,9 @@ def test_every_stored_tensor_is_kept_bit_for_bit(name: str, tmp_path: Path) -> N
     module = cls().eval()
     checkpoint = load(save_export(module, tmp_path / "m.pt2", args))
     state = module.state_dict()
-    assert set(checkpoint.tensors) | set(checkpoint.aliases) == set(state)
+    tables = {key for key in checkpoint.tensors if key.startswith(CONSTANT)}
+    assert (set(checkpoint.tensors) - tables) | set(checkpoint.aliases) == set(state)
+    assert tables <= set(checkpoint.origin["buffers"])
     for key, value in state.items():
         stored = checkpoint.tensors[checkpoint.aliases.get(key, key)]
         assert stored.dtype == value.dtype and torch.equal(stored, value)
@@ -61,9 +64,9 @@ def test_every_stored_tensor_is_kept_bit_for_bit(name: str, tmp_path: Path) -> N
 def test_tied_weights_are_one_key_and_an_alias(tmp_path: Path) -> None:
     checkpoint = load(save_export(Tied(), tmp_path / "m.pt2", CASES["tied"][1]))
     assert checkpoint.aliases == {"out.weight": "embed.weight"}
-    assert set(checkpoint.tensors) == {"embed.weight", "unused", "table"}
-    assert {"scale"} < set(checkpoint.constants)
-    assert set(checkpoint.graph.tensors.values()) == {"embed.weight", "unused", "table"}
+    assert set(checkpoint.tensors) == {"embed.weight", "unused", "table", "constant:lifted_tensor_0"}
+    assert set(checkpoint.constants) == {"scale"}
+    assert set(checkpoint.graph.tensors.values()) == {"embed.weight", "unused", "table", "constant:lifted_tensor_0"}
 
 
 def test_graph_is_functional_and_keeps_whole_layers(tmp_path: Path) -> None:
