@@ -54,7 +54,7 @@ def _group(family: Family, names: Mapping[Family, str], structure: Structure, wa
            checkpoint: Checkpoint) -> SymmetryGroup:
     positions = [unit_positions(structure, unit) for unit in family.units]
     places = tuple(
-        Place(key, axis, checkpoint.tensors[key].shape[axis], np.array([p[number] for p in positions]))
+        Place(key, axis, checkpoint.meta(key).shape[axis], np.array([p[number] for p in positions]))
         for number in positions[0] for key, axis in [structure.axes[number]])
     unit_of = {c: u for u, unit in enumerate(family.units) for c in (unit, *structure.descendants.get(unit, ()))}
     carrier = [name for other, name in names.items() if family.carriers & set(other.units)]
@@ -107,8 +107,8 @@ def _kind(family: Family, structure: Structure, checkpoint: Checkpoint, places: 
           taps: Sequence[Tap]) -> str:
     """Return a word for people. Writers are the matrices whose axis no tap reads."""
     read = {consumer for tap in taps for consumer in tap.consumers}
-    writers = {p.tensor for p in places if (p.tensor, p.axis) not in read and checkpoint.tensors[p.tensor].ndim > 1}
-    convolved = any(checkpoint.tensors[key].ndim > 2 for key in writers)
+    writers = {p.tensor for p in places if (p.tensor, p.axis) not in read and checkpoint.meta(p.tensor).ndim > 1}
+    convolved = any(checkpoint.meta(key).ndim > 2 for key in writers)
     if family.blocks > 1:
         inner = ("channel groups", "heads") if _carries(structure, family) else ("channels", "units")
         return f"{inner[0]} in groups" if convolved else f"{inner[1]} in {'groups' if inner[1] == 'heads' else 'heads'}"
@@ -147,7 +147,7 @@ def _names(structure: Structure, families: Sequence[Family], read: set[tuple[str
 
 def _base_name(structure: Structure, family: Family, read: set[tuple[str, int]], checkpoint: Checkpoint) -> str:
     keys = [structure.axes[axis] for axis in unit_positions(structure, family.units[0])]
-    matrices = [(key, axis) for key, axis in keys if checkpoint.tensors[key].numel() > checkpoint.tensors[key].shape[axis]]
+    matrices = [(key, axis) for key, axis in keys if checkpoint.meta(key).numel() > checkpoint.meta(key).shape[axis]]
     writers = [key for key, axis in matrices or keys if (key, axis) not in read] or [key for key, _ in keys]
     base = re.sub(r"[^A-Za-z0-9._-]", "_", writers[0]).removesuffix(".weight").removesuffix(".bias")
     if family.blocks > 1:
@@ -158,8 +158,8 @@ def _base_name(structure: Structure, family: Family, read: set[tuple[str, int]],
 def _pins(checkpoint: Checkpoint, structure: Structure, groups: Sequence[SymmetryGroup],
           walked: Walk) -> tuple[Pin, ...]:
     moving = {(place.tensor, place.axis) for group in groups for place in group.places}
-    pins = [Pin(key, axis, "none", "", "no op reads this tensor") for key, tensor in checkpoint.tensors.items()
-            if (key, 0) not in walked.atoms for axis in range(tensor.ndim)]
+    pins = [Pin(key, axis, "none", "", "no op reads this tensor") for key in checkpoint.tensors
+            if (key, 0) not in walked.atoms for axis in range(checkpoint.meta(key).ndim)]
     for (key, axis), labels in walked.atoms.items():
         if (key, axis) in moving or labels.size < 2:
             continue
@@ -172,4 +172,4 @@ def _pins(checkpoint: Checkpoint, structure: Structure, groups: Sequence[Symmetr
 def _movable_share(checkpoint: Checkpoint, groups: Sequence[SymmetryGroup]) -> float:
     moving = {place.tensor for group in groups for place in group.places} & set(checkpoint.parameter_keys)
     total = checkpoint.parameters
-    return sum(checkpoint.tensors[key].numel() for key in moving) / total if total else 0.0
+    return sum(checkpoint.meta(key).numel() for key in moving) / total if total else 0.0
