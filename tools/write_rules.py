@@ -19,13 +19,23 @@ axis that they read; the report names them with the axes.
 What is pinned whatever the op: axes of the model's inputs and outputs; axes that meet a constant which is not part of the
 checkpoint (rotary frequencies of a Hugging Face model, for instance, pin the places of query and key units within a head);
 the axis along which a convolution or pooling slides; rows of an embedding, since the values of an index choose them.
-Known to be movable but pinned today: hidden units of LSTM and GRU; pairs of rotary units; experts chosen by index.
+Known to be movable but pinned today: see the end of the page.
+"""
+TAIL = """
+## Known to be movable but pinned today
+
+- Hidden units of experts that one tensor holds ([experts, in, out]) move together over all experts, though each expert's
+  could move alone: a place of a unit is a position on one axis.
+- Experts that are held in tensors of their own stay where they are: units move within tensors, never between them.
+- Pairs of rotary units whose frequencies are computed by the model and not stored (Hugging Face) stay where they are.
+- Experts that are sorted by number before they are computed (grouped matrix products) stay where they are.
+- Cyclic shifts and reflections, where these alone are free (an axis that is added to its own shift).
 """
 
 
 def document() -> str:
     """Return the whole page."""
-    return HEAD + "".join(_family(module) for module in FAMILIES)
+    return HEAD + "".join(_family(module) for module in FAMILIES) + TAIL
 
 
 def _family(module) -> str:

@@ -13,9 +13,11 @@ All facts are equivariant functions between sets of labels, so their automorphis
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,26 @@ than 1 on another axis *depends* on it: the elements of each head), or Fixed, or
 
 @dataclass(frozen=True)
 class Value:
-    """A value of the graph as the rules see it: its shape, its axes, and its content where that is a known constant."""
+    """A value of the graph as the rules see it: its shape, its axes, and its content where that is a known constant.
+
+    `codes` are the labels that the integers of an index stand for: number i names the unit codes[i] (an expert chosen by
+    its score). They move with their units; an op that does not know so pins them.
+    """
 
     name: str
     shape: tuple[int, ...]
     axes: tuple[Axis, ...]
     content: object = None
+    codes: np.ndarray | None = None
+    dtype: torch.dtype | None = None
+
+
+@dataclass(frozen=True)
+class Coded:
+    """What a rule returns for an integer result whose numbers are positions on an axis: its axes and their labels."""
+
+    axes: Sequence[Axis]
+    codes: np.ndarray | None
 
 
 @dataclass

@@ -1,14 +1,16 @@
-"""Norms: per-channel with buffers, over the last axes, and over groups of channels."""
+"""Norms: per-channel with buffers, over the last axes, over groups of channels, and of weights."""
 
 from __future__ import annotations
 
 from cipm.rules.labels import FREE, Axis, Value
 from cipm.rules.pointwise import LETTERS
+from cipm.rules.reduce import drop
 from cipm.rules.registry import Call, rule
 from cipm.rules.reshape import merge_run, split_run
 
 
-@rule("_native_batch_norm_legit_no_training", "batch_norm", "instance_norm", "_batch_norm_no_update")
+@rule("_native_batch_norm_legit_no_training", "batch_norm", "instance_norm", "native_batch_norm",
+      "_batch_norm_no_update")
 def batch_norm(call: Call) -> list[list[Axis]] | list[Axis]:
     """bc…, c, c, c, c → bc…: scale, shift and running statistics move with the channels."""
     x, *vectors = call.values()
@@ -44,3 +46,41 @@ def group_norm(call: Call) -> list[list[Axis]] | list[Axis]:
     vectors = [v for v in (call["weight"], call["bias"]) if isinstance(v, Value)]
     axes = call.equation([(x, letters), *((v, letters[1]) for v in vectors)], letters)
     return axes if len(call.shapes) == 1 else [axes, *([FREE] * len(shape) for shape in call.shapes[1:])]
+
+
+@rule("_weight_norm", "_weight_norm_interface")
+def weight_norm(call: Call) -> list[list[Axis]] | list[Axis]:
+    """i…, i → i…: every slice of a weight is scaled to a length of its own."""
+    value, scale = call["v"], call["g"]
+    letters = LETTERS[:len(value.shape)]
+    results = [call.equation([(value, letters), (scale, letters)], letters) for _ in call.shapes]
+    return results[0] if len(results) == 1 else [results[0], list(scale.axes)]
+
+
+@rule("norm_except_dim")
+def norm_except_dim(call: Call) -> list[Axis]:
+    """i… → i1…: the length of every slice of a weight."""
+    value, dim = call["v"], call["dim"]
+    for axis in range(len(value.shape)):
+        call.book.touch(value, axis)
+    return drop(call, value, [axis for axis in range(len(value.shape)) if axis != dim % len(value.shape)], keep=True)
+
+
+@rule("prelu")
+def prelu(call: Call) -> list[Axis]:
+    """bc…, c → bc…: a slope for every channel."""
+    value, weight = call["self"], call["weight"]
+    letters = LETTERS[:len(value.shape)]
+    channel = letters[1] if len(letters) > 1 else letters
+    terms = [(value, letters), *([(weight, channel)] if weight.shape and weight.shape[0] > 1 else [])]
+    return call.equation(terms, letters)
+
+
+@rule("fake_quantize_per_channel_affine", "fake_quantize_per_channel_affine_cachemask")
+def quantize_channels(call: Call) -> list[Axis] | list[list[Axis]]:
+    """…c…, c, c → …c…: a scale and a zero point for every channel."""
+    value = call["self"]
+    letters = LETTERS[:len(value.shape)]
+    channel = letters[call["axis"] % len(letters)]
+    axes = call.equation([(value, letters), (call["scale"], channel), (call["zero_point"], channel)], letters)
+    return axes if len(call.shapes) == 1 else [axes for _ in call.shapes]

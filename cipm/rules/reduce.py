@@ -5,67 +5,63 @@ from __future__ import annotations
 import numpy as np
 
 from cipm.rules.labels import FREE, Axis, Value
+from cipm.rules.pointwise import LETTERS
 from cipm.rules.registry import Call, rule
 
 
-@rule("softmax", "_softmax", "log_softmax", "_log_softmax", "softmin")
+@rule("softmax", "_softmax", "log_softmax", "_log_softmax", "softmin", "_safe_softmax", "special_softmax",
+      "special_log_softmax", "_masked_softmax")
 def softmax(call: Call) -> list[Axis]:
     """…n → …n along one axis; the normaliser does not depend on the order."""
     value = call.values()[0]
-    call.book.touch(value, call["dim"] % len(value.shape))
+    if call["mask"] is not None:
+        value = Value(value.name, value.shape, tuple(call.join([(v, LETTERS[:len(v.shape)]) for v in call.values()],
+                                                               LETTERS[:len(value.shape)])))
+    call.book.touch(value, (call["dim"] if call["dim"] is not None else -1) % len(value.shape))
     return list(value.axes)
 
 
-@rule("mean", "sum", "prod", "amax", "amin", "max", "min", "any", "all", "logsumexp", "linalg_vector_norm", "norm",
-      "var", "std", "var_mean", "std_mean")
+@rule("mean", "sum", "prod", "amax", "amin", "max", "min", "any", "all", "logsumexp", "special_logsumexp",
+      "linalg_vector_norm", "norm", "native_norm", "frobenius_norm", "var", "std", "var_mean", "std_mean", "nansum", "nanmean",
+      "count_nonzero", "aminmax")
 def reduction(call: Call) -> list[list[Axis]] | list[Axis]:
     """…n → … : a sum, mean, extreme or norm over axes; what remains keeps its order."""
     value = call.values()[0]
-    dims = _dims(call, len(value.shape))
+    dims = dimensions(call, len(value.shape))
     for dim in dims:
         call.book.touch(value, dim)
-    results = [_drop(call, value, dims, len(shape) == len(value.shape)) for shape in call.shapes]
+    results = [drop(call, value, dims, len(shape) == len(value.shape)) for shape in call.shapes]
     return results[0] if len(results) == 1 else results
 
 
-@rule("argmax", "argmin", "cumsum", "cumprod", "sort", "topk", "argsort", "flip", "roll", "median", "cummax",
-      "logcumsumexp", "diff")
-def ordered(call: Call) -> list[list[Axis]] | list[Axis]:
-    """Ops whose result depends on positions along an axis: that axis is pinned, the others pass."""
-    value = call.values()[0]
-    dims = _dims(call, len(value.shape))
-    for dim in dims:
-        call.pin(value.axes[dim], "this op depends on the order along the axis")
-    fixed = call.fixed("an op that depends on order made it")
-    kept = [fixed if i in dims else axis for i, axis in enumerate(value.axes)]
-    results = [kept if len(shape) == len(value.shape) else _drop(call, value, dims, False) for shape in call.shapes]
-    return results[0] if len(results) == 1 else results
+@rule("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "kl_div", "binary_cross_entropy",
+      "binary_cross_entropy_with_logits", "soft_margin_loss", "poisson_nll_loss", "cosine_similarity", "linalg_vecdot",
+      "pairwise_distance", "dist")
+def comparison(call: Call) -> list[Axis]:
+    """…n, …n → … : equal positions are tied, then summed over the axes that the result lacks."""
+    values = [value for value in call.values() if value.shape]
+    ndim = max(len(value.shape) for value in values)
+    letters = LETTERS[:ndim]
+    keep = len(call.shape) == ndim and call["keepdim"] is not True
+    gone = [] if keep else [call["dim"] % ndim] if isinstance(call["dim"], int) else \
+        list(range(ndim)) if not call.shape else [ndim - 1]
+    terms = [(value, letters[ndim - len(value.shape):]) for value in values]
+    if keep:
+        return call.join(terms, letters)
+    axes = call.equation(terms, "".join(letters[i] for i in range(ndim) if i not in gone))
+    return axes if call["keepdim"] is not True else [*axes[:gone[0]], FREE, *axes[gone[0]:]]
 
 
-@rule("adaptive_avg_pool1d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "adaptive_avg_pool3d",
-      "adaptive_max_pool2d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d",
-      "max_pool2d_with_indices", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_nearest1d",
-      "_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa", "upsample_trilinear3d", "upsample_nearest3d")
-def pooling(call: Call) -> list[list[Axis]] | list[Axis]:
-    """bc… → bc…: channels pass, positions stay where they are."""
-    value = call.values()[0]
-    digits = [int(c) for c in call.node.op.split(".")[1] if c.isdigit()]
-    spatial = digits[-1] if digits else len(value.shape) - 2
-    fixed = call.fixed("pooling or resizing slides along it")
-    for axis in value.axes[-spatial:]:
-        call.book.pin(axis, fixed)
-    axes = [*value.axes[:-spatial], *[fixed] * spatial]
-    return axes if len(call.shapes) == 1 else [axes for _ in call.shapes]
-
-
-def _dims(call: Call, ndim: int) -> list[int]:
+def dimensions(call: Call, ndim: int) -> list[int]:
+    """Return the axes that an op names, all of them where it names none."""
     dims = call["dim"] if call["dim"] is not None else call["dims"]
     if dims is None or dims == ():
-        return list(range(ndim)) if call["descending"] is None else [ndim - 1]
+        return list(range(ndim))
     return [d % max(ndim, 1) for d in (dims if isinstance(dims, tuple) else (dims,))]
 
 
-def _drop(call: Call, value: Value, dims: list[int], keep: bool) -> list[Axis]:
+def drop(call: Call, value: Value, dims: list[int], keep: bool) -> list[Axis]:
+    """Return the axes of a value without some of them, or with something uniform in their place."""
     kept: list[Axis] = []
     for i, axis in enumerate(value.axes):
         if i in dims:

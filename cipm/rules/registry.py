@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from cipm.rules.labels import FREE, Axis, Fixed, Free, LabelBook, Value
+from cipm.rules.labels import FREE, Axis, Coded, Fixed, Free, LabelBook, Value
 from cipm.trace.graph import Node, map_refs
 from cipm.trace.interpret import resolve
 
-Result = Sequence[Axis] | list[Sequence[Axis]]
+Made = Sequence[Axis] | Coded
+Result = Made | list[Made]
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,15 @@ class Call:
         joined = {letter: self._join_letter(terms, letter, letters) for letter in letters}
         return [_restrict(joined[letter], letters, out, self) if letter in joined else FREE for letter in out]
 
+    def hold(self, value: Value, dim: int, reason: str) -> Fixed:
+        """Keep the positions of one axis where they are; return the axis of the result. Units that carry such positions
+        (the elements of each head, the pixels of each channel) may still move, whole."""
+        fixed = self.fixed(reason)
+        if isinstance(value.axes[dim], np.ndarray):
+            self.book.touch(value, dim)
+            self._meet_fixed(value.axes[dim], fixed, dim)
+        return fixed
+
     def _meet_fixed(self, array: np.ndarray, fixed: Fixed, dim: int) -> None:
         """Pin labels that meet a fixed axis; where they also depend on other axes (heads), they keep their place within."""
         if array.size == array.shape[dim]:
@@ -111,16 +121,45 @@ class Call:
 
 Rule = Callable[[Call], Result]
 _RULES: dict[str, Rule] = {}
+_CODES: dict[Rule, str] = {}
 
 
-def rule(*ops: str) -> Callable[[Rule], Rule]:
-    """Register a rule for ops by their ATen name without overload (`linear`) or with it (`mean.dim`)."""
+def rule(*ops: str, codes: str = "pin") -> Callable[[Rule], Rule]:
+    """Register a rule for ops by their ATen name without overload (`linear`) or with it (`mean.dim`).
+
+    `codes` says what becomes of the units that an operand's integers name: "move" (the op moves numbers about and changes
+    none: the result names the same units), "read" (the rule sees to them itself), or "pin".
+    """
     def register(function: Rule) -> Rule:
         for op in ops:
             assert op not in _RULES, op
             _RULES[op] = function
+        _CODES[function] = codes
         return function
     return register
+
+
+def codes_of(function: Rule | None) -> str:
+    """Return what a rule does with the units that integers name."""
+    return _CODES.get(function, "pin") if function else "pin"
+
+
+def moved_codes(call: Call) -> np.ndarray | None:
+    """Return the units that the numbers of a moved value name; parts that name different units are pinned."""
+    found = [value.codes for value in call.values() if value.codes is not None]
+    if not found:
+        return None
+    if all(np.array_equal(one, found[0]) for one in found) and len(found) == len(call.values()):
+        return found[0]
+    pin_codes(call)
+    return None
+
+
+def pin_codes(call: Call) -> None:
+    """Pin the units that integers name which an op computes with."""
+    for value in call.values():
+        if value.codes is not None:
+            call.pin(value.codes, "their numbers enter an op that computes with them")
 
 
 def find_rule(op: str) -> Rule | None:

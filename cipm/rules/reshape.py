@@ -231,14 +231,17 @@ def _expand(axis: Axis, at: int) -> Axis:
     return np.expand_dims(axis, at) if isinstance(axis, np.ndarray) else axis
 
 
-@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze")
+@rule("view", "view_copy", "reshape", "_unsafe_view", "_reshape_alias", "view_as", "reshape_as", "flatten", "ravel",
+      "unflatten", "squeeze", "squeeze_copy", "unsqueeze", "unsqueeze_copy", "atleast_1d", "atleast_2d", "atleast_3d",
+      codes="move")
 def view(call: Call) -> list[Axis]:
     """Any reshape: axes are split and merged; nothing is used yet."""
-    value = next(iter(call.values()))
+    value = call.values()[0]
     return reshape(call.book, value, call.shape)
 
 
-@rule("permute", "transpose", "t", "numpy_T", "mT", "swapaxes", "movedim")
+@rule("permute", "permute_copy", "transpose", "transpose_copy", "t", "t_copy", "numpy_T", "mT", "mH", "adjoint", "matrix_H",
+      "swapaxes", "swapdims", "movedim", "moveaxis", codes="move")
 def permute(call: Call) -> list[Axis]:
     """Reorder axes; every label array goes along."""
     value = call.values()[0]
@@ -249,14 +252,26 @@ def permute(call: Call) -> list[Axis]:
 def _axis_order(call: Call, ndim: int) -> list[int]:
     if call["dims"] is not None:
         return [d % ndim for d in call["dims"]]
+    if call["source"] is not None:
+        return _moved(*([d % ndim for d in (dims if isinstance(dims, tuple) else (dims,))]
+                        for dims in (call["source"], call["destination"])), ndim)
     order = list(range(ndim))
-    one, two = (call["dim0"], call["dim1"]) if call["dim0"] is not None else (-1, -2)
+    if call.node.op.startswith("aten.numpy_T"):
+        return order[::-1]
+    one, two = next(((call[a], call[b]) for a, b in (("dim0", "dim1"), ("axis0", "axis1")) if call[a] is not None), (-1, -2))
     if ndim > 1:
         order[one % ndim], order[two % ndim] = order[two % ndim], order[one % ndim]
     return order
 
 
-@rule("expand", "expand_as", "broadcast_to", "repeat")
+def _moved(source: Sequence[int], destination: Sequence[int], ndim: int) -> list[int]:
+    """Return the order of axes after moving some to new places, the others keeping their order."""
+    rest = iter([axis for axis in range(ndim) if axis not in source])
+    placed = dict(zip(destination, source, strict=True))
+    return [placed[axis] if axis in placed else next(rest) for axis in range(ndim)]
+
+
+@rule("expand", "expand_copy", "expand_as", "broadcast_to", "repeat", "tile", codes="move")
 def expand(call: Call) -> list[Axis]:
     """Copy along axes of size 1 (their positions are interchangeable) and new leading axes; `repeat` tiles an axis."""
     value, shape = call.values()[0], call.shape
@@ -268,7 +283,7 @@ def expand(call: Call) -> list[Axis]:
     return _copies(call, padded, shape, outside=True)
 
 
-@rule("repeat_interleave.self_int")
+@rule("repeat_interleave.self_int", codes="move")
 def repeat_interleave(call: Call) -> list[Axis]:
     """Repeat every position of an axis in place: an inner axis of copies merged with the axis (grouped-query heads)."""
     value = call["self"]
@@ -276,6 +291,20 @@ def repeat_interleave(call: Call) -> list[Axis]:
         flat = Value(value.name, (int(np.prod(value.shape)),), tuple(reshape(call.book, value, (int(np.prod(value.shape)),))))
         return _copies(call, flat, call.shape, outside=False)
     return _copies(call, value, call.shape, outside=False)
+
+
+@rule("meshgrid")
+def meshgrid(call: Call) -> list[list[Axis]]:
+    """i, j, … → ij…: every vector along its own axis, the others copied."""
+    vectors, found = call.values(), []
+    ndim = len(vectors)
+    for number, vector in enumerate(vectors):
+        at = 1 - number if call["indexing"] == "xy" and ndim > 1 and number < 2 else number
+        axes: list[Axis] = [FREE] * ndim
+        axis = vector.axes[0] if vector.axes else FREE
+        axes[at] = axis.reshape([-1 if i == at else 1 for i in range(ndim)]) if isinstance(axis, np.ndarray) else axis
+        found.append(axes)
+    return found
 
 
 def _copies(call: Call, value: Value, shape: Sequence[int], *, outside: bool) -> list[Axis]:

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from cipm.load.checkpoint import Checkpoint
-from cipm.rules import FREE, Axis, Call, Consumer, Fixed, LabelBook, Value, bind, find_rule
+from cipm.rules import FREE, Consumer, Fixed, LabelBook, Value
+from cipm.symmetry.apply import apply_rule
+from cipm.symmetry.shapes import observe
 from cipm.trace.graph import Graph, Input, Node
-from cipm.trace.interpret import run
 
 SYMBOL_SIZES = (3, 12)
 """Example size of the first symbolic dimension (the batch) and of any other (a sequence)."""
@@ -70,7 +71,7 @@ def index_limits(checkpoint: Checkpoint) -> dict[str, int]:
         found = set().union(*(sources.get(name, set()) for name in node.refs()))
         if node.op.startswith("aten.embedding."):
             key = graph.tensors.get(node.args[0].name)
-            rows = checkpoint.tensors[key].shape[0] if key else 2
+            rows = checkpoint.meta(key).shape[0] if key else 2
             for name in sources.get(node.args[1].name, ()):
                 limits[name] = min(rows, limits.get(name, rows))
         elif found and not node.op.startswith("aten.sym_size"):
@@ -87,23 +88,25 @@ def read_tensors(graph: Graph) -> set[str]:
 def walk(checkpoint: Checkpoint, inputs: Mapping[str, torch.Tensor]) -> Walk:
     """Run the graph on example inputs and collect what every op says about labels."""
     graph = checkpoint.graph
-    shapes, contents = _observe(checkpoint, inputs)
+    observed = observe(checkpoint, inputs)
+    contents = observed.contents
     book, consumers = LabelBook(), []
     read = read_tensors(graph)
     atoms = {(key, axis): book.mint(size) for key in dict.fromkeys(graph.tensors.values()) if key in read
-             for axis, size in enumerate(checkpoint.tensors[key].shape)}
-    values: dict[str, Any] = {name: _stored(name, checkpoint.tensors[key], key, atoms)
+             for axis, size in enumerate(checkpoint.meta(key).shape)}
+    values: dict[str, Any] = {name: _stored(name, checkpoint.meta(key), key, atoms)
                               for name, key in graph.tensors.items() if key in read}
     for i in graph.inputs:
         fixed = Fixed("input", i.name, f"it is an axis of the model's input {i.name!r}")
-        values[i.name] = Value(i.name, tuple(inputs[i.name].shape), (fixed,) * inputs[i.name].ndim)
+        values[i.name] = Value(i.name, tuple(inputs[i.name].shape), (fixed,) * inputs[i.name].ndim, dtype=i.dtype)
     for name in graph.constants:
         values[name] = _constant(name, contents[name])
     for node in graph.nodes:
         values[node.name] = (_constant(node.name, contents[node.name]) if node.name in contents
-                             else _apply(node, values, book, shapes[node.name], consumers))
+                             else _apply(node, values, book, observed.metas[node.name], consumers))
     for ref in graph.outputs:
-        for axis in values[ref.name].axes if ref is not None else ():
+        value = values[ref.name] if ref is not None else None
+        for axis in (*value.axes, *([value.codes] if value.codes is not None else [])) if value else ():
             book.pin(axis, Fixed("output", ref.name, "it is an axis of the model's output, which keeps its order"))
     made = (values[node.name] for node in graph.nodes if node.name not in contents)
     found = tuple(value for value in made if isinstance(value, Value))
@@ -123,57 +126,17 @@ def _reading_weights(graph: Graph, consumers: Sequence[Consumer]) -> Iterator[Co
             yield Consumer(c.operand, c.operand_axis, c.value, c.axis)
 
 
-def _apply(node: Node, values: Mapping[str, Any], book: LabelBook, shapes: Any, consumers: list[Consumer]) -> Any:
+def _apply(node: Node, values: Mapping[str, Any], book: LabelBook, metas: Any, consumers: list[Consumer]) -> Any:
     if node.op == "getitem":
         return replace(values[node.args[0].name][node.args[1]], name=node.name)
-    bound = bind(node, dict(values))
-    several = isinstance(shapes, list)
-    call = Call(node, book, bound, tuple(shapes) if several else (shapes,), consumers)
-    rule = find_rule(node.op)
-    try:
-        return _result(call, several, rule(call)) if rule else _result(call, several, _unknown(call, several, "without a rule"))
-    except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError):
-        # A form of the op that its rule does not foresee. What the rule has said so far only takes freedom away.
-        return _result(call, several, _unknown(call, several, "in a form that its rule does not cover"))
-
-
-def _result(call: Call, several: bool, axes: Any) -> Any:
-    """Return the value (or values) of a node; raises AssertionError where the axes do not fit the shapes."""
-    name = call.node.name
-    if not several:
-        return Value(name, call.shape, _checked(axes[0] if _nested(axes, call.shape) else axes, call.shape))
-    return tuple(Value(f"{name}:{i}", shape, _checked(own, shape))
-                 for i, (own, shape) in enumerate(zip(axes, call.shapes, strict=True)))
-
-
-def _nested(axes: Any, shape: tuple[int, ...]) -> bool:
-    return len(axes) == 1 and isinstance(axes[0], list | tuple)
-
-
-def _unknown(call: Call, several: bool, why: str) -> Any:
-    """An op without a (fitting) rule: every axis it reads is pinned, and nothing is known of what it makes."""
-    name = call.node.op.removeprefix("aten.")
-    for value in call.values():
-        for axis in value.axes:
-            call.pin(axis, f"it enters {name}, an op {why}")
-    fixed = call.fixed(f"{name}, an op {why}, made it")
-    results = [[fixed] * len(shape) for shape in call.shapes]
-    return results if several else results[0]
-
-
-def _checked(axes: Any, shape: tuple[int, ...]) -> tuple[Axis, ...]:
-    assert len(axes) == len(shape), (axes, shape)
-    for i, axis in enumerate(axes):
-        if isinstance(axis, np.ndarray):
-            assert axis.shape[i] == shape[i] and all(n in (1, s) for n, s in zip(axis.shape, shape, strict=True))
-    return tuple(axes)
+    return apply_rule(node, values, book, metas, consumers)
 
 
 def _stored(name: str, tensor: torch.Tensor, key: str, atoms: Mapping[tuple[str, int], np.ndarray]) -> Value:
     shape = tuple(tensor.shape)
     axes = tuple(atoms[key, axis].reshape([-1 if i == axis else 1 for i in range(len(shape))])
                  for axis in range(len(shape)))
-    return Value(name, shape, axes)
+    return Value(name, shape, axes, dtype=tensor.dtype)
 
 
 def _constant(name: str, content: Any) -> Any:
@@ -184,28 +147,7 @@ def _constant(name: str, content: Any) -> Any:
     fixed = Fixed("constant", name, "it meets a constant of the graph that is not part of the checkpoint")
     axes = tuple(FREE if size > 1 and bool((content == content.narrow(axis, 0, 1)).all()) else fixed
                  for axis, size in enumerate(content.shape))
-    return Value(name, tuple(content.shape), axes, content)
-
-
-def _observe(checkpoint: Checkpoint, inputs: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the shape of every node's value, and the content of those that are constants of the graph."""
-    graph = checkpoint.graph
-    varying = {i.name for i in graph.inputs} | set(graph.tensors)
-    shapes: dict[str, Any] = {}
-    contents: dict[str, Any] = {name: checkpoint.constants[key] for name, key in graph.constants.items()}
-
-    def record(node: Node, value: Any) -> None:
-        shapes[node.name] = [tuple(v.shape) if isinstance(v, torch.Tensor) else () for v in value] \
-            if isinstance(value, list | tuple) else tuple(getattr(value, "shape", ()))
-        if node.name not in varying or not isinstance(value, torch.Tensor | list | tuple):
-            contents[node.name] = value
-
-    for node in graph.nodes:
-        if any(name in varying for name in node.refs()) and not node.op.startswith(("aten.sym_size", "_operator.")):
-            varying.add(node.name)
-    run(graph, checkpoint.tensors, checkpoint.constants, inputs,
-        observe={node.name: (lambda value, node=node: record(node, value)) for node in graph.nodes})
-    return shapes, contents
+    return Value(name, tuple(content.shape), axes, content, dtype=content.dtype)
 
 
 def _example(spec: Input, shape: list[int], limit: int, generator: torch.Generator) -> torch.Tensor:
