@@ -16,6 +16,7 @@ from cipm.errors import Conflict
 from cipm.export import huggingface, pt2
 from cipm.export.record import check_plan, dump_record, make_record, read_plan
 from cipm.load import Checkpoint, load
+from cipm.load.checkpoint import metas_of, reordered
 from cipm.permutation import Plan
 
 Writer = Callable[[Checkpoint, Mapping[str, torch.Tensor], Path, "str | None", Path], None]
@@ -43,8 +44,8 @@ def restore(path: str | Path, out_path: str | Path) -> Path:
 
 
 def _write(checkpoint: Checkpoint, source: Path, plan: Plan, record: str | None, out: Path) -> Path:
-    check_plan(plan, checkpoint.tensors)
-    tensors = plan.apply(checkpoint.tensors)
+    check_plan(plan, metas_of(checkpoint.tensors))
+    tensors = reordered(checkpoint.tensors, plan)
     with _whole(out) as temporary:
         WRITERS[checkpoint.format](checkpoint, tensors, source, record, temporary)
     return out

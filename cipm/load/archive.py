@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from cipm.errors import CorruptFile, LimitExceeded
+from cipm.load.region import Ranges
 
 MAX_MEMBERS = 100_000
 MAX_UNPACKED = 256 * 2**30
@@ -31,9 +32,12 @@ _IGNORED = ("__MACOSX/", ".DS_Store")
 
 @dataclass(frozen=True)
 class Source:
-    """The files of an upload by their names inside it (common top folder removed): name → (real name, bytes)."""
+    """The files of an upload by their names inside it (common top folder removed): name → (real name, bytes).
 
-    path: Path
+    `path` is a folder or zip file, or the bytes of a zip within another.
+    """
+
+    path: Path | Ranges
     root: str
     files: Mapping[str, tuple[str, int]]
 
@@ -53,14 +57,18 @@ class Source:
         self.size(name)
         real = self.files[name][0]
         try:
-            if self.path.is_dir():
+            if isinstance(self.path, Path) and self.path.is_dir():
                 with (self.path / real).open("rb") as stream:
                     yield stream
             else:
-                with zipfile.ZipFile(self.path) as archive, archive.open(real) as stream:
+                with self.archive() as archive, archive.open(real) as stream:
                     yield stream
         except _DAMAGE as error:
             raise CorruptFile(f"{name!r} is damaged: {error}.", where=name, fix="Upload the file again.") from error
+
+    def archive(self) -> zipfile.ZipFile:
+        """Open the zip that the files lie in."""
+        return _zip_file(self.path)
 
     def read(self, name: str, limit: int = MAX_UNPACKED) -> bytearray:
         """Return the bytes of a file, checked against its declared size and (in a zip) its checksum."""
@@ -84,9 +92,9 @@ class Source:
             raise CorruptFile(f"{name!r} is not valid JSON: {reason}.", where=name, fix="Save the model again.") from error
 
 
-def open_source(path: Path) -> Source:
-    """List an upload, or raise CorruptFile or LimitExceeded."""
-    names = _folder(path) if path.is_dir() else _zip(path)
+def open_source(path: Path | Ranges) -> Source:
+    """List an upload, or a zip within one, or raise CorruptFile or LimitExceeded."""
+    names = _folder(path) if isinstance(path, Path) and path.is_dir() else _zip(path)
     root = _common_root(names)
     return Source(path, root, {name.removeprefix(root): (name, size) for name, size in names.items()})
 
@@ -94,6 +102,10 @@ def open_source(path: Path) -> Source:
 def is_zip(path: Path) -> bool:
     """Tell whether a file is a zip archive with a readable directory."""
     return path.is_file() and zipfile.is_zipfile(path)
+
+
+def _zip_file(path: Path | Ranges) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path if isinstance(path, Path) else path.stream())
 
 
 def _fill(stream: IO[bytes], data: bytearray) -> int:
@@ -107,13 +119,13 @@ def _fill(stream: IO[bytes], data: bytearray) -> int:
     return filled
 
 
-def _zip(path: Path) -> dict[str, int]:
+def _zip(path: Path | Ranges) -> dict[str, int]:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _zip_file(path) as archive:
             infos = archive.infolist()
     except _DAMAGE as error:
         raise CorruptFile(f"The zip archive is damaged or cut short: {error}.", fix="Upload the file again.") from error
-    _check_sizes(infos, path.stat().st_size)
+    _check_sizes(infos, path.stat().st_size if isinstance(path, Path) else path.size)
     sizes: dict[str, int] = {}
     for info in infos:
         if info.is_dir() or info.filename.startswith(_IGNORED[0]) or info.filename.endswith(_IGNORED[1]):

@@ -8,7 +8,11 @@ from typing import Any
 
 import torch
 
+from cipm.permutation import Plan
 from cipm.trace.graph import Graph
+
+HELD_BYTES = 2**29
+"""A model of at most this many bytes is held in memory; the tensors of a larger one are read when they are asked for."""
 
 
 class LazyTensors(Mapping[str, torch.Tensor]):
@@ -30,6 +34,26 @@ class LazyTensors(Mapping[str, torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self.metas)
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of all tensors together."""
+        return sum(meta.numel() * meta.dtype.itemsize for meta in self.metas.values())
+
+
+def held(tensors: LazyTensors) -> Mapping[str, torch.Tensor]:
+    """Return the tensors read and in memory where they are at most HELD_BYTES, else as they are."""
+    return dict(tensors) if tensors.nbytes <= HELD_BYTES else tensors
+
+
+def metas_of(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Return a tensor on the meta device for every key, reading nothing that is not read yet."""
+    return tensors.metas if isinstance(tensors, LazyTensors) else {key: t.to("meta") for key, t in tensors.items()}
+
+
+def reordered(tensors: Mapping[str, torch.Tensor], plan: Plan) -> LazyTensors:
+    """Return the tensors with a plan applied to each when it is asked for: at no time is there a second model in memory."""
+    return LazyTensors(metas_of(tensors), lambda key: plan.move(key, tensors[key]))
 
 
 @dataclass(frozen=True)

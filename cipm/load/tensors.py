@@ -62,5 +62,10 @@ def flat_tensor(data: bytearray, dtype: torch.dtype) -> torch.Tensor:
 
 def tensor_bytes(tensor: torch.Tensor) -> bytes:
     """Return the raw little-endian bytes of a tensor, row by row."""
+    return tensor_view(tensor).tobytes()
+
+
+def tensor_view(tensor: torch.Tensor) -> memoryview:
+    """Return the raw little-endian bytes of a tensor, row by row, without a copy where it is contiguous."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")

@@ -95,10 +95,21 @@ class Plan:
 
     def apply(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
         """Return new tensors (torch or numpy) with every planned axis reordered; the others are passed on as they are."""
-        moved = dict(tensors)
+        assert tensors.keys() >= self._axes_of.keys()
+        return {key: self.move(key, tensor) for key, tensor in tensors.items()}
+
+    def move(self, key: str, tensor: Any) -> Any:
+        """Return one tensor (torch or numpy) with its planned axes reordered, or the tensor itself where none is."""
+        for axis, permutation in self._axes_of.get(key, ()):
+            tensor = _take(tensor, permutation.order, axis)
+        return tensor
+
+    @cached_property
+    def _axes_of(self) -> dict[str, list[tuple[int, Permutation]]]:
+        found: dict[str, list[tuple[int, Permutation]]] = {}
         for (key, axis), permutation in self.axes.items():
-            moved[key] = _take(moved[key], permutation.order, axis)
-        return moved
+            found.setdefault(key, []).append((axis, permutation))
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON-ready values."""

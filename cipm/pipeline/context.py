@@ -13,8 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cipm.errors import OptionError
-from cipm.load.checkpoint import Checkpoint
+from cipm.load.checkpoint import Checkpoint, LazyTensors, held, metas_of
 from cipm.load.probe import Probe
+from cipm.load.region import Ranges
+from cipm.load.safetensors_file import header_of, lazy_tensors, make_header
+from cipm.load.safetensors_file import write as write_tensors
 from cipm.options import AnalysisOptions
 from cipm.symmetry import Symmetry, symmetry_from_json
 from cipm.trace import from_json, to_json
@@ -76,20 +79,22 @@ def batches(probe: Probe, checkpoint: Checkpoint, batch_rows: int) -> Iterator[d
 
 
 def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write a checkpoint as JSON and safetensors."""
+    """Write a checkpoint as JSON and safetensors, tensor by tensor."""
     facts = {"format": checkpoint.format, "sha256": checkpoint.sha256, "aliases": dict(checkpoint.aliases),
              "origin": dict(checkpoint.origin), "graph": to_json(checkpoint.graph), "order": list(checkpoint.tensors),
              "parameters": checkpoint.parameters}
     (folder / "checkpoint.json").write_text(json.dumps(facts))
-    save_file({key: t.contiguous() for key, t in checkpoint.tensors.items()}, folder / "tensors.safetensors")
+    write_tensors(folder / "tensors.safetensors", make_header(metas_of(checkpoint.tensors)), checkpoint.tensors.__getitem__)
     save_file({key: t.contiguous() for key, t in checkpoint.constants.items()}, folder / "constants.safetensors")
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Read what `write_checkpoint` wrote."""
+    """Read what `write_checkpoint` wrote; the tensors of a large model stay in their file until they are asked for."""
     facts = json.loads((folder / "checkpoint.json").read_text())
-    tensors = load_file(folder / "tensors.safetensors")
-    return Checkpoint(facts["format"], from_json(facts["graph"]), {key: tensors[key] for key in facts["order"]},
+    file = Ranges.of_file(folder / "tensors.safetensors")
+    stored = lazy_tensors([(file, header_of(file))])
+    tensors = held(LazyTensors({key: stored.metas[key] for key in facts["order"]}, stored.__getitem__))
+    return Checkpoint(facts["format"], from_json(facts["graph"]), tensors,
                       load_file(folder / "constants.safetensors"), facts["aliases"], facts["sha256"], facts["origin"])
 
 

@@ -9,6 +9,7 @@ import torch
 
 from cipm.errors import OptionError
 from cipm.export import export
+from cipm.load.checkpoint import reordered
 from cipm.permutation import Permutation, Plan
 from cipm.pipeline.context import Context
 from cipm.pipeline.view import read_orders
@@ -41,7 +42,7 @@ def certify(context: Context, symmetry: Symmetry, plan: Plan) -> dict[str, objec
     checkpoint = context.checkpoint
     inputs = example_inputs(checkpoint, generator=torch.Generator().manual_seed(context.options.seed))
     before, after = (run(checkpoint.graph, tensors, checkpoint.constants, inputs, dtype=torch.float64)
-                     for tensors in (checkpoint.tensors, plan.apply(checkpoint.tensors)))
+                     for tensors in (checkpoint.tensors, reordered(checkpoint.tensors, plan)))
     max_abs, max_rel = compare(before, after)
     proved = symmetry.to_json()["certificate"]
     return {"groups": proved, "plan": {"dtype": "float64", "max_abs": max_abs, "max_rel": max_rel,

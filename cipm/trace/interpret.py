@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -44,24 +44,33 @@ def run(graph: Graph, tensors: Mapping[str, torch.Tensor], constants: Mapping[st
 
     `inputs` maps every input name to a tensor. With `dtype` (float64 in the proof) all floating tensors and every
     cast inside the graph take that type. `observe` shows a value to a function; `intervene` replaces a value by what
-    the function returns. Values are dropped after their last use. Runs without gradients.
+    the function returns. A stored tensor is asked for at its first use, and values are dropped after their last use:
+    where `tensors` reads lazily, a model larger than memory runs. Runs without gradients.
 
     Raises UnsupportedModel where an operator cannot run on these inputs.
     """
-    device = next((t.device for t in tensors.values()), torch.device("cpu"))
+    device = tensors[next(iter(tensors))].device if isinstance(tensors, dict) and tensors else torch.device("cpu")
     observe, intervene = observe or {}, intervene or {}
-    values: dict[str, Any] = {name: _cast(tensors[key], dtype) for name, key in graph.tensors.items()}
-    values |= {name: _cast(constants[key], dtype).to(device) for name, key in graph.constants.items()}
+    values: dict[str, Any] = {name: _cast(constants[key], dtype).to(device) for name, key in graph.constants.items()}
     values |= {i.name: _cast(inputs[i.name], dtype).to(device) for i in graph.inputs}
+
+    def fetch(names: Iterable[str]) -> None:
+        for name in names:
+            if name not in values:
+                values[name] = _cast(tensors[graph.tensors[name]], dtype)
+                _visit(values, name, observe, intervene)
+
     last = last_uses(graph)
     with torch.no_grad():
         for name in list(values):
             _visit(values, name, observe, intervene)
         for step, node in enumerate(graph.nodes):
+            fetch(node.refs())
             values[node.name] = _call(node, values, dtype, device)
             _visit(values, node.name, observe, intervene)
             for name in last.get(step, ()):
                 del values[name]
+        fetch(ref.name for ref in graph.outputs if ref is not None)
     return tuple(None if ref is None else values[ref.name] for ref in graph.outputs)
 
 
