@@ -11,7 +11,7 @@ import torch
 from cipm.load.checkpoint import Checkpoint
 from cipm.rules import Fixed, Value
 from cipm.symmetry.groups import Pin, Place, Symmetry, SymmetryGroup, Tap
-from cipm.symmetry.structure import Family, Structure, build_structure, find_families, unit_positions
+from cipm.symmetry.structure import Family, Structure, Table, build_structure, find_families, unit_places
 from cipm.symmetry.walk import Walk, example_inputs, walk
 
 
@@ -28,70 +28,91 @@ def discover_groups(checkpoint: Checkpoint, *, seed: int = 0) -> Symmetry:
     structure = build_structure(walked)
     families = find_families(structure)
     names = _names(structure, families, _read_axes(walked), checkpoint)
-    groups = tuple(_group(family, names, structure, walked, checkpoint) for family in families)
+    carried = _carried(families, names, structure, walked)
+    parents = _parents(families, names, structure)
+    groups = tuple(_group(family, names[family], parents[family], structure, walked, checkpoint, carried)
+                   for family in families)
     notes = tuple(checkpoint.origin.get("notes", ()))
     return Symmetry(groups, _pins(checkpoint, structure, groups, walked), None, _movable_share(checkpoint, groups), notes,
-                    _carried(families, names, structure, walked))
+                    carried)
 
 
 def _carried(families: Sequence[Family], names: Mapping[Family, str], structure: Structure,
              walked: Walk) -> dict[str, tuple[str, ...]]:
     """Return for every value the groups whose units, or what they carry, stand on its axes."""
-    owners: dict[int, list[str]] = {}
-    for family in families:
-        for c in dict.fromkeys(c for unit in family.units for c in (unit, *structure.descendants.get(unit, ()))):
-            owners.setdefault(c, []).append(names[family])
-    found: dict[str, tuple[str, ...]] = {}
-    for value in walked.values:
-        labels = [np.unique(structure.class_of[axis]) for axis in value.axes if isinstance(axis, np.ndarray)]
-        groups = dict.fromkeys(name for classes in labels for c in classes.tolist() for name in owners.get(c, ()))
-        if groups:
-            found[value.name] = tuple(groups)
-    return found
+    pairs = [(structure.members(family.units)[1], number) for number, family in enumerate(families)]
+    owners = Table.of(np.concatenate([np.zeros(0, np.int64), *(classes for classes, _ in pairs)]),
+                      np.concatenate([np.zeros(0, np.int64), *(np.full(classes.size, number) for classes, number in pairs)]),
+                      structure.pin.size)
+    order = list(names.values())
+    known: dict[int, tuple[np.ndarray, list[int]]] = {}
+
+    def groups_on(axis: np.ndarray) -> list[int]:
+        if id(axis) not in known:  # many values share an axis; holding it keeps its id
+            known[id(axis)] = axis, np.unique(owners.gather(np.unique(structure.class_of[axis]))[1]).tolist()
+        return known[id(axis)][1]
+
+    found = {value.name: [g for axis in value.axes if isinstance(axis, np.ndarray) for g in groups_on(axis)]
+             for value in walked.values}
+    return {name: tuple(order[g] for g in dict.fromkeys(groups)) for name, groups in found.items() if groups}
 
 
-def _group(family: Family, names: Mapping[Family, str], structure: Structure, walked: Walk,
-           checkpoint: Checkpoint) -> SymmetryGroup:
-    positions = [unit_positions(structure, unit) for unit in family.units]
-    places = tuple(
-        Place(key, axis, checkpoint.meta(key).shape[axis], np.array([p[number] for p in positions]))
-        for number in positions[0] for key, axis in [structure.axes[number]])
-    unit_of = {c: u for u, unit in enumerate(family.units) for c in (unit, *structure.descendants.get(unit, ()))}
-    carrier = [name for other, name in names.items() if family.carriers & set(other.units)]
-    taps = _taps(unit_of, len(family.units), structure, walked)
-    return SymmetryGroup(names[family], _kind(family, structure, checkpoint, places, taps), len(family.units), family.blocks,
-                         carrier[0] if carrier else None, places, taps)
+def _parents(families: Sequence[Family], names: Mapping[Family, str], structure: Structure) -> dict[Family, str | None]:
+    """Return the innermost of the families that carry the units of each."""
+    home = np.full(structure.pin.size, len(families))
+    for number, family in enumerate(families):
+        home[family.units] = number
+    order = [*names.values(), None]
+    return {family: order[home[list(family.carriers)].min(initial=len(families))] for family in families}
 
 
-def _taps(unit_of: Mapping[int, int], size: int, structure: Structure, walked: Walk) -> tuple[Tap, ...]:
-    """Return where the group is read by weights; where none reads it, the last value that shows every unit alone."""
+def _group(family: Family, name: str, parent: str | None, structure: Structure, walked: Walk, checkpoint: Checkpoint,
+           carried: Mapping[str, Sequence[str]]) -> SymmetryGroup:
+    places = tuple(Place(*structure.axes[number], checkpoint.meta(structure.axes[number][0]).shape[structure.axes[number][1]],
+                         index) for number, index in unit_places(structure, family.units).items())
+    owner, classes = structure.members(family.units)
+    unit_of = np.full(structure.pin.size, -1)
+    unit_of[classes] = owner
+    unit_of = unit_of[structure.class_of]
+    taps = _taps(unit_of, family.units.size, name, walked, carried)
+    return SymmetryGroup(name, _kind(family, structure, checkpoint, places, taps), family.units.size, family.blocks, parent,
+                         places, taps)
+
+
+def _taps(unit_of: np.ndarray, size: int, name: str, walked: Walk, carried: Mapping[str, Sequence[str]]) -> tuple[Tap, ...]:
+    """Return where the group is read by weights; where none reads it, the last value that shows every unit alone.
+
+    `unit_of[label]` is the unit of a label, −1 for none.
+    """
     readers: dict[tuple[str, int], tuple[np.ndarray, list[tuple[str, int]]]] = {}
     owner = {int(labels[0]): key for key, labels in walked.atoms.items() if labels.size}
     for consumer in walked.consumers:
-        index = _index(consumer.value, consumer.axis, unit_of, size, structure)
+        if name not in carried.get(consumer.value.name, (name,)):
+            continue
+        index = _index(consumer.value, consumer.axis, unit_of, size)
         place = _stored_axis(consumer.operand, consumer.operand_axis, owner)
         if index is not None and place is not None:
             readers.setdefault((consumer.value.name, consumer.axis), (index, []))[1].append(place)
-    taps = tuple(Tap(name, axis, index, tuple(dict.fromkeys(places)))
-                 for (name, axis), (index, places) in readers.items())
-    return taps or _fallback_tap(unit_of, size, structure, walked)
+    taps = tuple(Tap(value, axis, index, tuple(dict.fromkeys(places)))
+                 for (value, axis), (index, places) in readers.items())
+    return taps or _fallback_tap(unit_of, size, [value for value in walked.values if name in carried.get(value.name, ())])
 
 
-def _fallback_tap(unit_of: Mapping[int, int], size: int, structure: Structure, walked: Walk) -> tuple[Tap, ...]:
-    for value in reversed(walked.values):
+def _fallback_tap(unit_of: np.ndarray, size: int, values: Sequence[Value]) -> tuple[Tap, ...]:
+    for value in reversed(values):
         for axis in range(len(value.axes)):
-            index = _index(value, axis, unit_of, size, structure)
+            index = _index(value, axis, unit_of, size)
             if index is not None and index.shape[1] == 1:
                 return (Tap(value.name, axis, index, ()),)
     return ()
 
 
-def _index(value: Value, axis: int, unit_of: Mapping[int, int], size: int, structure: Structure) -> np.ndarray | None:
+def _index(value: Value, axis: int, unit_of: np.ndarray, size: int) -> np.ndarray | None:
     """Return [units, elements] positions of the units on this axis, or None where they do not all stand there alike."""
     labels = value.axes[axis]
     if not isinstance(labels, np.ndarray) or labels.size != value.shape[axis]:
         return None
-    units = np.array([unit_of.get(c, -1) for c in structure.class_of[labels.ravel()].tolist()])
+    units = unit_of[labels.ravel()]
     counts = np.bincount(units[units >= 0], minlength=size)
     if counts[0] == 0 or (counts != counts[0]).any():
         return None
@@ -121,10 +142,8 @@ def _kind(family: Family, structure: Structure, checkpoint: Checkpoint, places: 
 
 def _carries(structure: Structure, family: Family) -> bool:
     """Tell whether the units are nothing but the smaller ones they carry, which are no fixed positions: heads."""
-    if family.units[0] in structure.positions:
-        return False
-    below = structure.descendants.get(family.units[0], frozenset())
-    return any(not any(isinstance(mark, tuple) for mark in structure.marks.get(c, ())) for c in below)
+    unit = family.units[0]
+    return not structure.where[unit].size and not structure.role[structure.below[unit]].all()
 
 
 def _read_axes(walked: Walk) -> set[tuple[str, int]]:
@@ -146,7 +165,7 @@ def _names(structure: Structure, families: Sequence[Family], read: set[tuple[str
 
 
 def _base_name(structure: Structure, family: Family, read: set[tuple[str, int]], checkpoint: Checkpoint) -> str:
-    keys = [structure.axes[axis] for axis in unit_positions(structure, family.units[0])]
+    keys = [structure.axes[axis] for axis in unit_places(structure, family.units[:1])]
     matrices = [(key, axis) for key, axis in keys if checkpoint.meta(key).numel() > checkpoint.meta(key).shape[axis]]
     writers = [key for key, axis in matrices or keys if (key, axis) not in read] or [key for key, _ in keys]
     base = re.sub(r"[^A-Za-z0-9._-]", "_", writers[0]).removesuffix(".weight").removesuffix(".bias")
@@ -163,10 +182,13 @@ def _pins(checkpoint: Checkpoint, structure: Structure, groups: Sequence[Symmetr
     for (key, axis), labels in walked.atoms.items():
         if (key, axis) in moving or labels.size < 2:
             continue
-        why = next((structure.pins[c] for c in structure.class_of[labels].tolist() if c in structure.pins), None)
-        why = why or Fixed("none", "", "no two of its positions play the same role")
+        reasons = structure.pin[structure.class_of[labels]]
+        why = structure.reasons[reasons[reasons >= 0][0]] if (reasons >= 0).any() else _DISTINCT
         pins.append(Pin(key, axis, why.op, why.node, why.reason))
     return tuple(pins)
+
+
+_DISTINCT = Fixed("none", "", "no two of its positions play the same role")
 
 
 def _movable_share(checkpoint: Checkpoint, groups: Sequence[SymmetryGroup]) -> float:

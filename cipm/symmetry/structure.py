@@ -1,9 +1,14 @@
-"""Labels and facts → symmetry groups: classes of labels that play the same role may be permuted."""
+"""Labels and facts → symmetry groups: classes of labels that play the same role may be permuted.
+
+Everything is arrays over classes: a graph of eight billion parameters has millions of labels. What a class is like (the axes it
+stands on, its marks, what it moves with and what it carries) is summed up in one 64-bit number, so that alike classes are
+found by sorting. Two classes that share a number by chance would fail the proof.
+"""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -14,48 +19,87 @@ from scipy.sparse.csgraph import connected_components
 from cipm.rules import Fixed
 from cipm.symmetry.walk import Walk
 
-Key = tuple[object, ...]
 Pairs = np.ndarray
 """An int64 array [2, n] of pairs."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Table:
+    """For every class a run of rows: `rows[start[c]:start[c + 1]]`."""
+
+    start: np.ndarray
+    rows: np.ndarray
+
+    @classmethod
+    def of(cls, classes: np.ndarray, rows: np.ndarray, count: int) -> Table:
+        """Return the table that lists rows [n] or [n, columns] under their classes [n], in the order given."""
+        order = np.argsort(classes, kind="stable")
+        return cls(np.concatenate([[0], np.cumsum(np.bincount(classes, minlength=count))]), rows[order])
+
+    def __getitem__(self, c: int) -> np.ndarray:
+        return self.rows[self.start[c]:self.start[c + 1]]
+
+    def size(self, classes: np.ndarray) -> np.ndarray:
+        """Return how many rows each class has."""
+        return self.start[classes + 1] - self.start[classes]
+
+    def gather(self, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return (number of the class among `classes`, row) for all rows of these classes."""
+        sizes = self.size(classes)
+        owner = np.repeat(np.arange(classes.size), sizes)
+        within = np.arange(owner.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        return owner, self.rows[self.start[classes][owner] + within]
+
+
+@dataclass(frozen=True, eq=False)
 class Structure:
     """Classes of tied labels: where they stand, what they move with, and what pins them.
 
-    `places[c]` counts the stored positions of class c by axis number, `ancestors[c]` are the classes it moves with,
-    `descendants[c]` those that move with it, `pins[c]` the reason why c may not move.
+    `where[c]` are the stored positions (number of the axis, place) of class c; `above[c]` the classes it moves with,
+    `below[c]` those that move with it; `pin[c]` the number of the reason why it may not move, or −1; `role[c]` tells
+    whether its place on some fixed axis tells it apart. `standing[c]` sums up axes and marks.
     """
 
     class_of: np.ndarray
     axes: tuple[tuple[str, int], ...]
-    positions: Mapping[int, tuple[tuple[int, int], ...]]
-    marks: Mapping[int, frozenset[object]]
-    ancestors: Mapping[int, frozenset[int]]
-    descendants: Mapping[int, frozenset[int]]
-    pins: Mapping[int, Fixed]
+    where: Table
+    above: Table
+    below: Table
+    pin: np.ndarray
+    reasons: tuple[Fixed, ...]
+    role: np.ndarray
+    standing: np.ndarray
+
+    def members(self, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return (number of the unit, class) for every unit and all that it carries."""
+        owner, carried = self.below.gather(units)
+        return np.concatenate([np.arange(units.size), owner]), np.concatenate([units, carried])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Family:
     """Interchangeable classes: `units` in order, in `blocks` equal runs, carried by the classes of another family."""
 
-    units: tuple[int, ...]
+    units: np.ndarray
     blocks: int
     carriers: frozenset[int]
 
 
 def build_structure(walk: Walk) -> Structure:
     """Resolve all facts of a walk into classes."""
-    class_of, maps = _classes(walk)
-    ancestors, descendants = _closure(*maps)
-    axes = tuple(walk.atoms)
-    positions: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for number, key in enumerate(axes):
-        for place, label in enumerate(class_of[walk.atoms[key]].tolist()):
-            positions[label].append((number, place))
-    return Structure(class_of, axes, {c: tuple(p) for c, p in positions.items()}, _marks(walk, class_of), ancestors,
-                     descendants, _pinned(walk, class_of, ancestors))
+    class_of, direct = _classes(walk)
+    count = int(class_of.max(initial=-1)) + 1
+    above = _closure(direct, count)
+    labels = [class_of[walk.atoms[key]] for key in walk.atoms]
+    stand = np.concatenate([np.zeros((0, 2), np.int64), *(
+        np.stack([np.full(c.size, number), np.arange(c.size)], axis=1) for number, c in enumerate(labels))])
+    where = Table.of(np.concatenate([np.zeros(0, np.int64), *labels]), stand, count)
+    child = np.repeat(np.arange(count), above.size(np.arange(count)))
+    below = Table.of(above.rows, child, count)
+    marks, role = _marks(walk, class_of, count)
+    standing = _mix(_summed(_classes_of(where), _hash(where.rows[:, 0], 1), count)) + marks
+    pin, reasons = _pinned(walk, class_of, child, above.rows, count)
+    return Structure(class_of, tuple(walk.atoms), where, above, below, pin, reasons, role, standing)
 
 
 def find_families(structure: Structure) -> list[Family]:
@@ -65,26 +109,30 @@ def find_families(structure: Structure) -> list[Family]:
     same classes, and carry alike classes. Families of equal kind inside the units of one other family become one
     family in blocks.
     """
-    alike: dict[Key, list[int]] = defaultdict(list)
-    candidates = set(structure.positions) | set(structure.descendants)
-    for c in sorted(candidates):
-        if c not in structure.pins and (c in structure.positions or structure.descendants.get(c)):
-            alike[_role(structure, c)].append(c)
-    families = [Family(tuple(_in_place_order(structure, units)), 1, structure.ancestors.get(units[0], frozenset()))
-                for units in alike.values() if len(units) > 1]
-    merged = _merge_blocks(structure, families)
-    depth = {c: len(structure.ancestors.get(c, ())) for family in merged for c in family.units}
-    return sorted(merged, key=lambda f: (-depth[f.units[0]], _first_place(structure, f.units[0])))
+    everything = np.arange(structure.pin.size)
+    placed = (structure.where.size(everything) > 0) | (structure.below.size(everything) > 0)
+    candidates = everything[placed & (structure.pin < 0)]
+    alike = _roles(structure)[candidates]
+    first = _first_places(structure)
+    order = np.lexsort((first[candidates], alike))
+    runs = np.split(candidates[order], np.flatnonzero(np.diff(alike[order])) + 1) if order.size else []
+    families = [Family(units, 1, frozenset(structure.above[units[0]].tolist())) for units in runs if units.size > 1]
+    families.sort(key=lambda family: family.units.min())
+    merged = _merge_blocks(structure, families, first)
+    return sorted(merged, key=lambda f: (-structure.above.size(f.units[:1])[0], first[f.units[0]]))
 
 
-def unit_positions(structure: Structure, unit: int) -> dict[int, list[int]]:
-    """Return where a unit stands with everything it carries: axis number → positions, ascending."""
-    found: dict[int, list[int]] = defaultdict(list)
-    for c in (unit, *structure.descendants.get(unit, ())):
-        for axis, place in structure.positions.get(c, ()):
-            found[axis].append(place)
-    return {axis: sorted(places) for axis, places in sorted(found.items())}
+def unit_places(structure: Structure, units: np.ndarray) -> dict[int, np.ndarray]:
+    """Return where units stand with all that they carry: axis number → positions [units, elements], ascending."""
+    owner, classes = structure.members(units)
+    number, rows = structure.where.gather(classes)
+    unit, axis, place = owner[number], rows[:, 0], rows[:, 1]
+    order = np.lexsort((place, unit, axis))
+    cuts = np.flatnonzero(np.diff(axis[order])) + 1
+    return {int(axis[run[0]]): place[run].reshape(units.size, -1) for run in np.split(order, cuts)} if order.size else {}
 
+
+# --- classes ----------------------------------------------------------------------------------------------------------
 
 def _classes(walk: Walk) -> tuple[np.ndarray, Pairs]:
     """Return the class of every label (connected by ties) and the maps between classes that count.
@@ -97,54 +145,30 @@ def _classes(walk: Walk) -> tuple[np.ndarray, Pairs]:
     maps = np.zeros((2, 0), np.int64)
     while True:
         _, class_of = connected_components(_relation(ties, book.count), directed=False)
+        class_of = class_of.astype(np.int64)
         events = _active_events(walk, class_of)
-        pairs = np.unique(np.concatenate([class_of[maps], *(event for event in events)], axis=1), axis=1)
+        pairs = _unique(np.concatenate([class_of[maps], *events], axis=1))
         pairs = pairs[:, pairs[0] != pairs[1]]
         _, circle = connected_components(_relation(pairs, book.count), directed=True, connection="strong")
         same, finer = _compare_blocks(events)
-        first = np.full(class_of.max() + 1, -1)
+        first = np.full(class_of.max(initial=-1) + 1, -1)
         first[class_of[::-1]] = np.arange(book.count)[::-1]  # a label that stands for each class
         looped = np.flatnonzero(np.bincount(circle[:first.size], minlength=first.size)[circle[:first.size]] > 1)
         leader = {int(circle[c]): int(c) for c in looped[::-1]}
         same = np.concatenate([same, np.array([looped, [leader[int(circle[c])] for c in looped]], dtype=np.int64)], axis=1)
         new_ties = first[same[:, same[0] != same[1]]]
-        new_maps = np.setdiff1d(first[finer][0] * book.count + first[finer][1], class_pairs(class_of[maps], first, book.count))
+        known = first[class_of[maps]]
+        new_maps = np.setdiff1d(_coded(first[finer], book.count), _coded(known, book.count))
         if not new_ties.size and not new_maps.size:
             return class_of, pairs
         ties = np.concatenate([ties, new_ties], axis=1)
         maps = np.concatenate([maps, np.stack(np.divmod(new_maps, book.count))], axis=1)
 
 
-def class_pairs(pairs: Pairs, first: np.ndarray, count: int) -> np.ndarray:
-    """Return pairs of classes as single numbers of the labels that stand for them."""
-    return first[pairs[0]] * count + first[pairs[1]]
-
-
-def _compare_blocks(events: Sequence[Pairs]) -> tuple[Pairs, Pairs]:
-    """Return (parents to tie, (finer, coarser) parents) over all pairs of block structures of the same labels."""
-    by_children: dict[bytes, list[Pairs]] = defaultdict(list)
-    for event in events:
-        by_children[event[0].tobytes()].append(event)
-    same, finer = [np.zeros((2, 0), np.int64)], [np.zeros((2, 0), np.int64)]
-    for alike in by_children.values():
-        for one, two in combinations(alike, 2):
-            pairs = np.unique(np.stack([one[1], two[1]]), axis=1)
-            single = [np.unique(side).size == side.size for side in pairs]
-            if all(single):
-                same.append(pairs)
-            elif any(single):
-                finer.append(pairs if single[0] else pairs[::-1])
-    return np.concatenate(same, axis=1), np.unique(np.concatenate(finer, axis=1), axis=1)
-
-
-def _relation(pairs: Pairs, count: int) -> coo_matrix:
-    return coo_matrix((np.ones(pairs.shape[1], np.int8), (pairs[0], pairs[1])), shape=(count, count))
-
-
 def _active_events(walk: Walk, class_of: np.ndarray) -> list[Pairs]:
     """Return every map that counts as sorted (child, parent) classes: soft ones where some op uses the outer axis."""
     book = walk.book
-    events = [(np.unique(np.stack([class_of[child], class_of[parent]]), axis=1), soft) for child, parent, soft in book.maps]
+    events = [(_unique(np.stack([class_of[child], class_of[parent]])), soft) for child, parent, soft in book.maps]
     hard = np.zeros(book.count, bool)
     if book.hard:
         hard[class_of[np.concatenate(book.hard)]] = True
@@ -156,102 +180,156 @@ def _active_events(walk: Walk, class_of: np.ndarray) -> list[Pairs]:
     return [pairs[:, hard[pairs[1]] | (not soft)] for pairs, soft in events]
 
 
-def _closure(child: np.ndarray, parent: np.ndarray) -> tuple[dict[int, frozenset[int]], dict[int, frozenset[int]]]:
-    direct: dict[int, set[int]] = defaultdict(set)
-    for c, p in zip(child.tolist(), parent.tolist(), strict=True):
-        direct[c].add(p)
-    ancestors: dict[int, frozenset[int]] = {}
-
-    def resolve(start: int) -> None:
-        stack = [start]
-        while stack:
-            c = stack[-1]
-            waiting = [p for p in direct.get(c, ()) if p not in ancestors]
-            if waiting:
-                stack.extend(waiting)
-                continue
-            ancestors[c] = frozenset().union(direct.get(c, ()), *(ancestors[p] for p in direct.get(c, ())))
-            stack.pop()
-
-    for c in list(direct):
-        if c not in ancestors:
-            resolve(c)
-    descendants: dict[int, set[int]] = defaultdict(set)
-    for c, above in ancestors.items():
-        for p in above:
-            descendants[p].add(c)
-    return ancestors, {p: frozenset(below) for p, below in descendants.items()}
+def _compare_blocks(events: Sequence[Pairs]) -> tuple[Pairs, Pairs]:
+    """Return (parents to tie, (finer, coarser) parents) over all pairs of block structures of the same labels."""
+    by_children: dict[bytes, list[Pairs]] = defaultdict(list)
+    for event in {event.tobytes(): event for event in events}.values():
+        by_children[event[0].tobytes()].append(event)
+    same, finer = [np.zeros((2, 0), np.int64)], [np.zeros((2, 0), np.int64)]
+    for alike in by_children.values():
+        for one, two in combinations(alike, 2):
+            pairs = _unique(np.stack([one[1], two[1]]))
+            single = [np.unique(side).size == side.size for side in pairs]
+            if all(single):
+                same.append(pairs)
+            elif any(single):
+                finer.append(pairs if single[0] else pairs[::-1])
+    return np.concatenate(same, axis=1), _unique(np.concatenate(finer, axis=1))
 
 
-def _marks(walk: Walk, class_of: np.ndarray) -> dict[int, frozenset[object]]:
-    """Return the colours and fixed partners of each class."""
-    found: dict[int, set[object]] = defaultdict(set)
-    for number, labels in enumerate(walk.book.colours):
-        for c in np.unique(class_of[labels]).tolist():
-            found[c].add(number)
-    for labels, roles in walk.book.roles:
-        for c, role in zip(class_of[labels].tolist(), roles.tolist(), strict=True):
-            found[c].add(("role", role))
-    return {c: frozenset(marks) for c, marks in found.items()}
+def _closure(direct: Pairs, count: int) -> Table:
+    """Return for every class all classes that it moves with, through any number of steps."""
+    step = Table.of(direct[0], direct[1], count)
+    pairs = direct
+    while True:
+        number, further = step.gather(pairs[1])
+        joined = _unique(np.concatenate([pairs, np.stack([pairs[0][number], further])], axis=1))
+        if joined.shape == pairs.shape:
+            return Table.of(joined[0], joined[1], count)
+        pairs = joined
 
 
-def _pinned(walk: Walk, class_of: np.ndarray, ancestors: Mapping[int, frozenset[int]]) -> dict[int, Fixed]:
-    """Return the pinned classes with their first reason; what carries a pinned class is pinned too."""
-    pins: dict[int, Fixed] = {}
-    for labels, why in walk.book.pins:
-        for c in np.unique(class_of[labels]).tolist():
-            pins.setdefault(c, why)
-    for c, why in list(pins.items()):
-        for above in ancestors.get(c, ()):
-            pins.setdefault(above, why)
-    return pins
+def _marks(walk: Walk, class_of: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return what sums up the colours and fixed partners of each class, and whether it has a fixed partner."""
+    none = np.zeros(0, np.int64)
+    colours = _unique(np.stack([
+        np.concatenate([none, *(class_of[labels] for labels in walk.book.colours)]),
+        np.concatenate([none, *(np.full(labels.size, number) for number, labels in enumerate(walk.book.colours))])]))
+    roles = _unique(np.stack([np.concatenate([none, *(class_of[labels] for labels, _ in walk.book.roles)]),
+                              np.concatenate([none, *(places for _, places in walk.book.roles)])]))
+    role = np.zeros(count, bool)
+    role[roles[0]] = True
+    return (_mix(_summed(colours[0], _hash(colours[1], 2), count)) + _mix(_summed(roles[0], _hash(roles[1], 3), count) + _ONE),
+            role)
 
 
-def _role(structure: Structure, c: int) -> Key:
-    below = structure.descendants.get(c, frozenset())
-    carried = Counter(_standing(structure, d, frozenset({c}) | below) for d in below)
-    return (_standing(structure, c, frozenset()), structure.ancestors.get(c, frozenset()), frozenset(carried.items()))
+def _pinned(walk: Walk, class_of: np.ndarray, child: np.ndarray, parent: np.ndarray,
+            count: int) -> tuple[np.ndarray, tuple[Fixed, ...]]:
+    """Return the number of the first reason that pins each class (−1: none); what carries a pinned class is pinned too."""
+    none = len(walk.book.pins)
+    pin = np.full(count, none)
+    for number, (labels, _) in enumerate(walk.book.pins):
+        np.minimum.at(pin, class_of[labels], number)
+    carried = np.full(count, none)
+    np.minimum.at(carried, parent, pin[child])
+    pin = np.where(pin < none, pin, carried)
+    return np.where(pin < none, pin, -1), tuple(why for _, why in walk.book.pins)
 
 
-def _standing(structure: Structure, c: int, within: frozenset[int]) -> Key:
-    """Return what tells class c apart: its axes, its marks, and what it moves with beyond `within`."""
-    axes = Counter(axis for axis, _ in structure.positions.get(c, ()))
-    above = structure.ancestors.get(c, frozenset())
-    beyond = (above - within, len(above & within)) if within else ()
-    return (frozenset(axes.items()), structure.marks.get(c, frozenset()), beyond)
+# --- families ---------------------------------------------------------------------------------------------------------
+
+def _roles(structure: Structure) -> np.ndarray:
+    """Return for each class the number that sums up all that tells it apart from others: what it moves with by identity,
+    and of what it carries the kinds alone."""
+    count = structure.pin.size
+    lower, upper = _classes_of(structure.above), structure.above.rows
+    above = _summed(lower, _hash(upper, 4), count)
+    number, top = structure.above.gather(upper)  # chains lower[number] < upper[number] < top
+    pair = np.searchsorted(_coded(np.stack([lower, upper]), count), _coded(np.stack([lower[number], top]), count))
+    within = _hash(upper, 4) + _summed(pair, _hash(upper[number], 4), upper.size)  # what d < a ≤ c adds to above[d]
+    steps = np.bincount(pair, minlength=upper.size).astype(np.uint64)
+    kind = _mix(structure.standing[lower] + _mix(above[lower] - within) + _mix(steps + _ODD))
+    return _mix(structure.standing + _mix(above + _ONE) + _mix(_summed(upper, kind, count) + _ODD))
 
 
-def _merge_blocks(structure: Structure, families: list[Family]) -> list[Family]:
+def _first_places(structure: Structure) -> np.ndarray:
+    """Return for each class its first stored position, or that of what it carries, as one number."""
+    classes, rows = _classes_of(structure.where), structure.where.rows
+    far = np.iinfo(np.int64).max
+    own = np.full(structure.pin.size, far)
+    np.minimum.at(own, classes, rows[:, 0] << 32 | rows[:, 1])
+    first = own.copy()
+    np.minimum.at(first, structure.above.rows, own[_classes_of(structure.above)])
+    return first
+
+
+def _merge_blocks(structure: Structure, families: list[Family], first: np.ndarray) -> list[Family]:
     """Join families of equal kind whose carriers belong to one family, outermost levels first."""
-    home: dict[int, int] = {}
+    home = np.full(structure.pin.size, -1)
     done: list[Family] = []
     by_depth: dict[int, list[Family]] = defaultdict(list)
     for family in families:
         by_depth[len(family.carriers)].append(family)
     for depth in sorted(by_depth):
-        kinds: dict[Key, list[Family]] = defaultdict(list)
+        kinds: dict[tuple[object, ...], list[Family]] = defaultdict(list)
         for number, family in enumerate(by_depth[depth]):
             kinds[_kind_of(structure, family, home, number)].append(family)
         for same in kinds.values():
-            same.sort(key=lambda family: _first_place(structure, family.units[0]))
-            units = tuple(unit for family in same for unit in family.units)
-            home.update(dict.fromkeys(units, len(done)))
+            same.sort(key=lambda family: first[family.units[0]])
+            units = np.concatenate([family.units for family in same])
+            home[units] = len(done)
             done.append(Family(units, len(same), frozenset().union(*(family.carriers for family in same))))
     return done
 
 
-def _kind_of(structure: Structure, family: Family, home: Mapping[int, int], number: int) -> Key:
-    carriers = frozenset(home[c] for c in family.carriers if c in home)
-    others = frozenset(c for c in family.carriers if c not in home)
-    axes, marks, _ = _standing(structure, family.units[0], frozenset())
-    below = len(structure.descendants.get(family.units[0], ()))
-    return (len(family.units), axes, marks, below, carriers, others, number if not carriers else None)
+def _kind_of(structure: Structure, family: Family, home: np.ndarray, number: int) -> tuple[object, ...]:
+    carriers = frozenset(int(home[c]) for c in family.carriers if home[c] >= 0)
+    others = frozenset(c for c in family.carriers if home[c] < 0)
+    unit = family.units[:1]
+    return (family.units.size, int(structure.standing[unit[0]]), int(structure.below.size(unit)[0]), carriers, others,
+            number if not carriers else None)
 
 
-def _in_place_order(structure: Structure, units: Iterable[int]) -> list[int]:
-    return sorted(units, key=lambda unit: _first_place(structure, unit))
+# --- arrays -----------------------------------------------------------------------------------------------------------
+
+_ONE, _ODD = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD1B54A32D192ED03)
 
 
-def _first_place(structure: Structure, unit: int) -> tuple[int, int]:
-    return min((axis, places[0]) for axis, places in unit_positions(structure, unit).items()) \
-        if unit_positions(structure, unit) else (len(structure.axes), unit)
+def _mix(values: np.ndarray) -> np.ndarray:
+    """Return the 64-bit finaliser of splitmix64 (Steele, Lea, Flood 2014) of each number."""
+    z = values + _ONE
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _hash(values: np.ndarray, kind: int) -> np.ndarray:
+    """Return a 64-bit number for each integer of one kind."""
+    return _mix(values.astype(np.uint64) * _ODD + _mix(np.array([kind], np.uint64)))
+
+
+def _summed(owner: np.ndarray, numbers: np.ndarray, count: int) -> np.ndarray:
+    """Return for each owner the sum (modulo 2⁶⁴) of its numbers."""
+    total = np.zeros(count, np.uint64)
+    np.add.at(total, owner, numbers)
+    return total
+
+
+def _classes_of(table: Table) -> np.ndarray:
+    """Return the class of every row of a table."""
+    return np.repeat(np.arange(table.start.size - 1), np.diff(table.start))
+
+
+def _coded(pairs: Pairs, count: int) -> np.ndarray:
+    return pairs[0] * count + pairs[1]
+
+
+def _unique(pairs: Pairs) -> Pairs:
+    """Return the distinct pairs, sorted."""
+    high = int(pairs[1].max(initial=0)) + 1
+    low = min(int(pairs[1].min(initial=0)), 0)
+    return np.stack(np.divmod(np.unique(pairs[0] * (high - low) + pairs[1] - low), high - low)) + np.array([[0], [low]])
+
+
+def _relation(pairs: Pairs, count: int) -> coo_matrix:
+    return coo_matrix((np.ones(pairs.shape[1], np.int8), (pairs[0], pairs[1])), shape=(count, count))
