@@ -11,6 +11,7 @@ import torch
 
 from cipm import __version__
 from cipm.errors import CipmError, CorruptFile, UnknownFormat
+from cipm.load import onnx
 from cipm.load.archive import is_zip, open_source
 from cipm.permutation import Plan
 
@@ -35,18 +36,33 @@ def read_plan(path: str | Path) -> tuple[Plan, dict[str, Any]]:
     Raises UnknownFormat where the file carries no plan, CorruptFile where the record is damaged.
     """
     path = Path(path)
-    source = open_source(path) if path.is_dir() or is_zip(path) else None
-    name = next((n for n in (NAME, f"extra/{NAME}") if source is not None and n in source), None)
-    if source is None or name is None:
+    record = _packed_record(path) if path.is_dir() or is_zip(path) else None
+    if record is None and onnx.match(path):
+        record = _metadata_record(path)
+    if record is None:
         raise UnknownFormat(f"{path.name!r} carries no plan: it was not reorganised by CIPM.", where=path.name,
                             fix="Give a file that cipm reorganize or Export has written.")
-    record = source.json(name)
     try:
         if record["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema version {record['schema_version']!r}")
         return _plan(record["plan"]), record
     except (KeyError, TypeError, ValueError, AttributeError, CipmError) as error:
-        raise CorruptFile(f"The record {NAME} is damaged: {error}.", where=name) from error
+        raise CorruptFile(f"The record {NAME} is damaged: {error}.", where=NAME) from error
+
+
+def _packed_record(path: Path) -> Any:
+    source = open_source(path)
+    name = next((name for name in (NAME, f"extra/{NAME}") if name in source), None)
+    return None if name is None else source.json(name)
+
+
+def _metadata_record(path: Path) -> Any:
+    """Return the record in the metadata of an ONNX file, or None."""
+    text = next((entry.value for entry in onnx.open_upload(path)[2].metadata_props if entry.key == NAME), None)
+    try:
+        return None if text is None else json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CorruptFile(f"The record {NAME} is damaged: it is not JSON.", where=NAME) from error
 
 
 def check_plan(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> None:

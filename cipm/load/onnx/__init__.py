@@ -25,6 +25,7 @@ from cipm.load.onnx.wire import is_onnx
 from cipm.load.retrace import Sample, export_program, functional
 from cipm.trace import Graph
 
+__all__ = ["FORMAT", "is_onnx", "match", "onnx_files", "open", "open_upload"]
 FORMAT = "onnx"
 
 
@@ -33,6 +34,8 @@ def match(path: Path) -> bool:
     if path.is_dir() or is_zip(path):
         source = open_source(path)
         return bool(onnx_files(source)) and "saved_model.pb" not in source
+    if not path.is_file():
+        return False
     with path.open("rb") as stream:
         return is_onnx(stream.read(65_536))
 
@@ -51,7 +54,9 @@ def open(path: Path) -> Checkpoint:
     graph, constants, samples = _trace(module, _sizes(module, names))
     keys = {f"t{number}": key for number, key in enumerate(plan.stored)}
     graph = replace(graph, tensors={value: keys[key] for value, key in graph.tensors.items()})
-    origin = {"file": name, "opset": plan.model.opset, "ir_version": proto.ir_version, "producer": proto.producer_name[:80],
+    packed = path.is_dir() or is_zip(path)
+    origin = {"file": name, "packed": packed, "opset": plan.model.opset, "ir_version": proto.ir_version,
+              "producer": proto.producer_name[:80],
               "inputs": dict(zip(names, (item.name for item in plan.model.inputs), strict=True)),
               "outputs": list(plan.model.outputs), "buffers": sorted(plan.buffers), "notes": _notes(graph, module, names),
               "samples": {item: {"shape": list(s.shape), "dynamic": {str(axis): list(b) for axis, b in s.dynamic.items()}}

@@ -15,6 +15,7 @@ from onnx import TensorProto
 from cipm.errors import CorruptFile, LimitExceeded, UnsupportedModel
 from cipm.load.archive import Source
 from cipm.load.onnx.wire import DAMAGED
+from cipm.load.ranges import Ranges, open_ranges
 from cipm.load.tensors import MAX_RANK, flat_tensor, tensor_bytes
 
 MAX_ELEMENTS = 2**40
@@ -128,17 +129,13 @@ def external_place(tensor: TensorProto, where: str, folder: str, source: Source)
 
 
 def reader(source: Source) -> Callable[[External], bytearray]:
-    """Return a function that reads the bytes of tensors beside the file: of a zip, each file once and its checksum too."""
-    whole: dict[str, bytearray] = {}
+    """Return a function that reads the bytes of one tensor beside the file."""
+    opened: dict[str, Ranges] = {}
 
     def read(place: External) -> bytearray:
-        if source.path.is_dir():
-            with source.open(place.file) as stream:
-                stream.seek(place.offset)
-                return bytearray(stream.read(place.length))
-        if place.file not in whole:
-            whole[place.file] = source.read(place.file)
-        return whole[place.file][place.offset:place.offset + place.length]
+        if place.file not in opened:
+            opened[place.file] = open_ranges(source, place.file)
+        return opened[place.file].read(place.offset, place.offset + place.length)
     return read
 
 
