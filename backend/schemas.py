@@ -253,6 +253,41 @@ class Matrix(Output):
     cols: AxisView
 
 
+class SymmetryFacts(Output):
+    """The symmetry in figures and words."""
+
+    parameters: int = Field(description="Numbers in the model's parameters.")
+    movable: int = Field(description="How many lie in a tensor that some group moves.")
+    movable_share: float = Field(description="The same as a share.")
+    log10_equivalents: float = Field(description="log10 of the number of equivalent parameterisations that are proved.")
+    structure: str = Field(description="The proved group: S is a symmetric group, ≀ a wreath product, largest first.")
+    groups: list[dict[str, Any]] = Field(description="As in the report, with `structure`, `parameters` and `log10_members`.")
+    pins: list[dict[str, Any]] = Field(description="{tensor, axis, length, op, node, reason}: an axis that may not move.")
+    reasons: list[dict[str, Any]] = Field(description="{reason, pins, ops, parameters, share}: pins gathered; `parameters` "
+                                                      "are those that cannot move at all because of it.")
+    certificate: dict[str, Any] | None = Field(description="The measured proof.")
+    continuous: list[dict[str, Any]] = Field(description="Symmetries beyond permutations, where they were looked for.")
+    notes: list[str]
+
+
+class ModelGraph(Output):
+    """The model's graph with groups and pins, for drawing; everything by its number in these lists and in the facts."""
+
+    modules: list[dict[str, Any]] = Field(description="{path, name, parent}, parents first; parent −1: none.")
+    boxes: list[dict[str, Any]] = Field(description="{kind, label, op, module, parent, tensors, groups, pins, pinning}, each "
+                                                    "after those it reads; `pinning`: pins that it is the reason for.")
+    edges: list[list[Any]] = Field(description="[from, to, [groups], quiet]; quiet: drawn on request.")
+    tensors: list[dict[str, Any]] = Field(description="{name, shape, groups: [[axis, group]], pins}.")
+
+
+class SymmetryReport(Output):
+    """What was found about a model's symmetry."""
+
+    schema_version: int
+    symmetry: SymmetryFacts
+    graph: ModelGraph
+
+
 class MeasurementCreate(Input):
     """A pruning what-if to measure."""
 

@@ -27,7 +27,7 @@ class Stage:
 
 STAGES: dict[str, Stage] = {
     "open": Stage(2, (MODEL,)),
-    "discover": Stage(2, ("open",), ("seed", "proof_draws")),
+    "discover": Stage(3, ("open",), ("seed", "proof_draws")),
     "probe": Stage(1, (PROBE, "open"), ("max_rows",)),
     "collect": Stage(1, ("open", "discover", "probe"), ("batch_rows", "positions", "max_width", "device")),
     "organize": Stage(1, ("open", "discover", "collect"), ("resolution", "seed")),

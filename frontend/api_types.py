@@ -172,6 +172,39 @@ class Matrix(TypedDict):
     cols: AxisView
 
 
+class SymmetryFacts(TypedDict):
+    """The symmetry in figures and words."""
+
+    parameters: int
+    movable: int
+    movable_share: float
+    log10_equivalents: float
+    structure: str
+    groups: list[Json]
+    pins: list[Json]
+    reasons: list[Json]
+    certificate: Json | None
+    continuous: list[Json]
+    notes: list[str]
+
+
+class ModelGraph(TypedDict):
+    """The model's graph with groups and pins, for drawing."""
+
+    modules: list[Json]
+    boxes: list[Json]
+    edges: list[list[Any]]
+    tensors: list[Json]
+
+
+class SymmetryReport(TypedDict):
+    """What was found about a model's symmetry."""
+
+    schema_version: int
+    symmetry: SymmetryFacts
+    graph: ModelGraph
+
+
 class Measurement(TypedDict):
     """A measured what-if; `result` once the job is done."""
 

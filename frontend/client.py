@@ -30,6 +30,7 @@ from frontend.api_types import (
     SampleFile,
     Share,
     ShareMade,
+    SymmetryReport,
     Token,
     TokenMade,
     Upload,
@@ -159,6 +160,10 @@ class Client:
     async def report(self, analysis_id: str) -> Json:
         """Return the report."""
         return await self._read(analysis_id, "/report")
+
+    async def symmetry(self, analysis_id: str) -> SymmetryReport:
+        """Return the symmetry report with the model's graph, which is there before the report is."""
+        return await self._read(analysis_id, "/symmetry")
 
     async def matrix(self, analysis_id: str, matrix_id: str, order: str = "original") -> Matrix:
         """Return a matrix in one order."""

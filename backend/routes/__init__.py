@@ -1,8 +1,21 @@
 """The routes, one file per family of addresses; `routers` lists them all."""
 
-from backend.routes import analyses, auth, events, exports, health, matrices, results, samples, shares, tokens, uploads
+from backend.routes import (
+    analyses,
+    auth,
+    events,
+    exports,
+    health,
+    matrices,
+    results,
+    samples,
+    shares,
+    symmetry,
+    tokens,
+    uploads,
+)
 
-routers = tuple(module.router for module in (health, auth, tokens, uploads, samples, analyses, events, results, matrices,
-                                             exports, shares))
+routers = tuple(module.router for module in (health, auth, tokens, uploads, samples, analyses, events, results, symmetry,
+                                             matrices, exports, shares))
 
 __all__ = ["routers"]

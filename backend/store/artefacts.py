@@ -76,6 +76,13 @@ def of_analysis(session: Session, analysis_id: str, stage: str = "view") -> Arte
     return found
 
 
+def newest(session: Session, analysis_id: str, stage: str) -> Artefact | None:
+    """Return the artefact of a stage of this analysis's newest job that has it, ended or not, or None."""
+    found = (select(Artefact).join(StageUse, StageUse.address == Artefact.address).join(Job, Job.id == StageUse.job_id)
+             .where(Job.analysis_id == analysis_id, StageUse.stage == stage).order_by(Job.created.desc(), Job.id).limit(1))
+    return session.scalar(found)
+
+
 def of_job(session: Session, job_id: str, stage: str) -> Artefact:
     """Return the artefact of one stage of this job. Raises NotFound."""
     found = session.scalar(select(Artefact).join(StageUse, StageUse.address == Artefact.address)

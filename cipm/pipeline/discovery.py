@@ -11,6 +11,7 @@ from cipm.load.probe import Probe, open_probe
 from cipm.pipeline.context import Context, batches, write_checkpoint, write_probe
 from cipm.symmetry import discover_groups, index_limits, prove
 from cipm.trace import run
+from cipm.views.structure import write_structure
 
 
 def open_model(context: Context, folder: Path) -> None:
@@ -25,7 +26,11 @@ def discover(context: Context, folder: Path) -> None:
     options = context.options
     found = discover_groups(context.checkpoint, seed=options.seed)
     symmetry = prove(context.checkpoint, found, draws=options.proof_draws, seed=options.seed)
-    (folder / "symmetry.json").write_text(json.dumps(symmetry.to_json()))
+    payload = symmetry.to_json()
+    (folder / "symmetry.json").write_text(json.dumps(payload))
+    checkpoint = context.checkpoint
+    shapes = {key: tuple(checkpoint.meta(key).shape) for key in checkpoint.tensors}
+    write_structure(folder, checkpoint.graph, payload, shapes, checkpoint.parameter_keys)
     context.kept["symmetry"] = symmetry
 
 

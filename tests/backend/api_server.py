@@ -20,6 +20,7 @@ from backend.settings import Settings
 from backend.store import Store, artefacts, jobs
 from cipm.errors import CipmError
 from cipm.views import AxisMeta, write_index, write_matrix, write_strip
+from cipm.views.facts import STRUCTURE_FILE
 
 PASSWORD = "a long enough password"
 TILE_BYTES = 256 * 256 * 2
@@ -131,9 +132,21 @@ def write_view(folder: Path, values: np.ndarray | None = None) -> Path:
     return folder
 
 
+def leave_symmetry(store: Store, job_id: str, address: str, folder: Path) -> None:
+    """Leave what stage `discover` writes, as a worker does while the job still runs."""
+    folder.mkdir(parents=True)
+    facts = {"parameters": 1, "movable": 1, "movable_share": 1.0, "log10_equivalents": 0.0, "structure": "1", "groups": [],
+             "pins": [], "reasons": [], "certificate": None, "continuous": [], "notes": []}
+    graph = {"modules": [], "boxes": [], "edges": [], "tensors": []}
+    (folder / STRUCTURE_FILE).write_text(json.dumps({"schema_version": 1, "symmetry": facts, "graph": graph}))
+    artefacts.use(store, job_id, {"discover": address})
+    artefacts.record(store, address, "discover", folder, 0.5)
+
+
 def finish(server: Running, analysis: dict[str, Any], folder: Path, address: str | None = None) -> None:
-    """Give an analysis a finished view, as a worker would."""
-    keep(server.store, analysis["job"]["id"], "view", address or analysis["id"], write_view(folder), {})
+    """Give an analysis its symmetry and a finished view, as a worker would."""
+    leave_symmetry(server.store, analysis["job"]["id"], f"symmetry-{address or analysis['id']}", folder / "discover")
+    keep(server.store, analysis["job"]["id"], "view", address or analysis["id"], write_view(folder / "view"), {})
 
 
 def shape_of(answer: httpx.Response) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from backend.store import Analysis, ApiToken, Share, UserSession
 PUBLIC = {("GET", "/api/health"), ("POST", "/api/auth/register"), ("POST", "/api/auth/login"),
           ("POST", "/api/auth/logout"), ("GET", "/api/shared/{token}")}
 SHARED = {("GET", f"/api/analyses/{{analysis_id}}{rest}")
-          for rest in ("", "/events", "/report", "/measurements", "/matrices/{matrix_id}", "/matrices/{matrix_id}/tiles")}
+          for rest in ("", "/events", "/report", "/symmetry", "/measurements", "/matrices/{matrix_id}",
+                       "/matrices/{matrix_id}/tiles")}
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/api/tokens"): {"name": "n"},
     ("POST", "/api/uploads"): {"name": "n", "size": 1, "kind": "model"},
