@@ -34,7 +34,7 @@ test: .venv/ready-to-test  ## set up once, then run every test, browser tests in
 lint: .venv/ready-to-test  ## check the style of the code
 	@$(BIN)/ruff check .
 
-bench: .venv/ready-to-test  ## measure against the peers; prints tables
+bench: .venv/ready-to-bench  ## measure against the peers; prints tables
 	@for file in bench/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 docs: .venv/ready  ## write the generated pages of docs/ anew
@@ -60,4 +60,8 @@ clean:  ## remove the environment and caches; analyses and uploads stay
 
 .venv/ready-to-test: .venv/ready
 	@$(INSTALL) -e '.[test]'
+	@touch $@
+
+.venv/ready-to-bench: .venv/ready-to-test
+	@$(INSTALL) -e '.[bench]'
 	@touch $@
