@@ -79,6 +79,8 @@ class LabelBook:
     pins: list[tuple[np.ndarray, Fixed]] = field(default_factory=list)
     products: dict[tuple[bytes, bytes], np.ndarray] = field(default_factory=dict)
     coloured: dict[tuple[object, ...], None] = field(default_factory=dict)
+    probed: dict[str, bool] = field(default_factory=dict)
+    outcomes: dict[tuple[object, ...], object] = field(default_factory=dict)
 
     def mint(self, *shape: int) -> np.ndarray:
         """Return new labels, all different, in an array of this shape."""

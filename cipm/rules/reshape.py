@@ -6,6 +6,7 @@ dimension for every other run and one for each axis of their own run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,7 +33,21 @@ def reshape(book: LabelBook, value: Value, shape: Sequence[int]) -> list[Axis]:
         merged = merge_run(book, axes, [value.shape[axis] for axis in old], number)
         for labels in split_run(book, merged, [shape[axis] for axis in new], number):
             result.append(_scatter(labels, shape, [run[1] for run in runs], number))
-    return [_independent(axis, own) for own, axis in enumerate(result)]
+    result = [_independent(axis, own) for own, axis in enumerate(result)]
+    for _, new in runs:
+        for own in new[:-1]:
+            _nest(book, result, own, [axis for axis in range(len(shape)) if axis not in new])
+    return result
+
+
+def _nest(book: LabelBook, axes: Sequence[Axis], own: int, others: Sequence[int]) -> None:
+    """Blocks that were cut out of the elements of other units (pairs within heads) move with those."""
+    blocks = axes[own]
+    for other in others:
+        if isinstance(blocks, np.ndarray) and isinstance(axes[other], np.ndarray) and blocks.shape[other] > 1:
+            pairs = np.unique(np.stack([a.ravel() for a in np.broadcast_arrays(blocks, axes[other])]), axis=1)
+            if np.unique(pairs[0]).size == pairs.shape[1]:
+                book.child(*pairs, soft=True)
 
 
 def refinement(before: Sequence[int], after: Sequence[int]) -> tuple[int, ...]:
@@ -118,7 +133,7 @@ def _pair_labels(book: LabelBook, outer: np.ndarray, inner: np.ndarray, at: int)
         book.child(pairs, a)
         book.child(pairs, b)
         book.factor(pairs, a, b)
-    return book.products[key]
+    return book.products[key].reshape(a.shape)
 
 
 def _pair_positions(book: LabelBook, labels: np.ndarray, other: Axis, size: int, at: int, *,
@@ -127,7 +142,8 @@ def _pair_positions(book: LabelBook, labels: np.ndarray, other: Axis, size: int,
     shape = tuple(size if dim == at else n for dim, n in enumerate(labels.shape))
     spread = np.broadcast_to(labels, shape)
     fixed = isinstance(other, Fixed)
-    key = (spread.tobytes(), b"%d %d %d" % (fixed, size, inner_is_label))
+    after = math.prod(shape[at + 1:])  # with the size, which entries of the flat array have the same position
+    key = (spread.tobytes(), b"%d %d %d %d" % (fixed, size, inner_is_label, after))
     if key not in book.products:
         pairs = book.products[key] = book.mint(*shape)
         book.child(pairs, spread)
@@ -138,7 +154,7 @@ def _pair_positions(book: LabelBook, labels: np.ndarray, other: Axis, size: int,
             book.factor(pairs, spread, FIXED_FACTOR if fixed else FREE_FACTOR)
         elif fixed:
             book.factor(pairs, FIXED_OUTER - positions, spread)
-    return book.products[key]
+    return book.products[key].reshape(shape)
 
 
 def _split_pair(book: LabelBook, axis: Axis, outer: int, inner: int, at: int) -> tuple[Axis, Axis]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from cipm.rules import Axis, Call, Coded, Consumer, LabelBook, Value, bind, codes_of, find_rule, moved_codes, pin_codes
+from cipm.symmetry.probing import probe
 from cipm.trace.graph import Node
 
 
@@ -24,10 +25,12 @@ def apply_rule(node: Node, values: Mapping[str, Any], book: LabelBook, metas: An
     try:
         if rule is not None:
             return _result(call, several, rule(call), dtypes, codes_of(rule))
-        return _result(call, several, _unknown(call, several, "without a rule"), dtypes)
+        why = "without a rule"
     except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError):
         # A form of the op that its rule does not foresee. What the rule has said so far only takes freedom away.
-        return _result(call, several, _unknown(call, several, "in a form that its rule does not cover"), dtypes)
+        why = "in a form that its rule does not cover"
+    made = probe(call, why)
+    return _result(call, several, made if several else made[0], dtypes)
 
 
 def _result(call: Call, several: bool, made: Any, dtypes: list[torch.dtype | None], codes: str = "pin") -> Any:
@@ -49,17 +52,6 @@ def _value(name: str, shape: tuple[int, ...], made: Any, codes: np.ndarray | Non
 
 def _nested(made: Any) -> bool:
     return not isinstance(made, Coded) and len(made) == 1 and isinstance(made[0], list | tuple | Coded)
-
-
-def _unknown(call: Call, several: bool, why: str) -> Any:
-    """An op without a (fitting) rule: every axis it reads is pinned, and nothing is known of what it makes."""
-    name = call.node.op.removeprefix("aten.")
-    for value in call.values():
-        for axis in value.axes:
-            call.pin(axis, f"it enters {name}, an op {why}")
-    fixed = call.fixed(f"{name}, an op {why}, made it")
-    results = [[fixed] * len(shape) for shape in call.shapes]
-    return results if several else results[0]
 
 
 def _checked(axes: Any, shape: tuple[int, ...]) -> tuple[Axis, ...]:

@@ -11,6 +11,7 @@ import torch
 from cipm.load.checkpoint import Checkpoint
 from cipm.rules import Fixed, Value
 from cipm.symmetry.groups import Pin, Place, Symmetry, SymmetryGroup, Tap
+from cipm.symmetry.probing import probe_notes
 from cipm.symmetry.structure import Family, Structure, Table, build_structure, find_families, unit_places
 from cipm.symmetry.walk import Walk, example_inputs, walk
 
@@ -32,7 +33,7 @@ def discover_groups(checkpoint: Checkpoint, *, seed: int = 0) -> Symmetry:
     parents = _parents(families, names, structure)
     groups = tuple(_group(family, names[family], parents[family], structure, walked, checkpoint, carried)
                    for family in families)
-    notes = tuple(checkpoint.origin.get("notes", ()))
+    notes = (*checkpoint.origin.get("notes", ()), *probe_notes(walked.book.probed))
     return Symmetry(groups, _pins(checkpoint, structure, groups, walked), None, _movable_share(checkpoint, groups), notes,
                     carried)
 
@@ -52,7 +53,7 @@ def _carried(families: Sequence[Family], names: Mapping[Family, str], structure:
             known[id(axis)] = axis, np.unique(owners.gather(np.unique(structure.class_of[axis]))[1]).tolist()
         return known[id(axis)][1]
 
-    found = {value.name: [g for axis in value.axes if isinstance(axis, np.ndarray) for g in groups_on(axis)]
+    found = {value.name: [g for axis in (*value.axes, value.codes) if isinstance(axis, np.ndarray) for g in groups_on(axis)]
              for value in walked.values}
     return {name: tuple(order[g] for g in dict.fromkeys(groups)) for name, groups in found.items() if groups}
 

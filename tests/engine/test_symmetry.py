@@ -189,15 +189,17 @@ class Unknown(nn.Module):
         self.three = nn.Linear(6, 2)
 
     def forward(self, x):
-        mixed = torch.renorm(self.one(x), p=2, dim=1, maxnorm=1.0)
-        return self.three(torch.relu(self.two(mixed)))
+        h = self.one(x)
+        return self.three(torch.relu(self.two(h * torch.trapezoid(h, dim=-1)[:, None])))
 
 
 def test_op_without_a_rule_pins_its_axes_and_is_named():
     symmetry = proved(Unknown(), torch.randn(3, 4))
     assert [g.size for g in symmetry.groups] == [6]
     pin = next(p for p in symmetry.pins if (p.tensor, p.axis) == ("one.weight", 0))
-    assert pin.op == "aten.renorm.default" and pin.reason == "it enters renorm.default, an op without a rule"
+    assert pin.op == "aten.trapezoid.dx"
+    assert pin.reason == "it enters trapezoid.dx, an op without a rule (tried: its order matters)"
+    assert "trapezoid.dx has no rule that fits, so it was tried alone: it pins what it reads" in symmetry.notes
 
 
 class Ordered(nn.Module):
