@@ -52,4 +52,5 @@ def certify(context: Context, symmetry: Symmetry, plan: Plan) -> dict[str, objec
 
 def _file_name(context: Context, order: str) -> str:
     """Return a name of the contents alone: others may have the same model by another name."""
-    return f"model-{order}" + (".pt2" if context.checkpoint.format == "pt2" else ".zip")
+    single = context.checkpoint.format == "pt2" or not context.checkpoint.origin.get("packed", True)
+    return f"model-{order}" + (f".{context.checkpoint.format}" if single else ".zip")

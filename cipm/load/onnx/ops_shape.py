@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from cipm.load.onnx.tensor import dtype_of
 from cipm.load.onnx.values import MAX_VALUE, Call, Result, constant, flat_contents, known_sizes, operator
 
+_FAR = 2**31  # how exporters say: to the end
+
 
 @operator("Shape")
 def shape(call: Call) -> Result:
@@ -97,6 +99,8 @@ def slice_axes(call: Call) -> Result:
 
 def _sliced(call: Call, x: torch.Tensor, axis: int, start: Any, end: Any, step: int) -> torch.Tensor:
     if step > 0:
+        start, end = (None if isinstance(n, int) and abs(n) >= _FAR and (n > 0) == last else n
+                      for n, last in ((start, False), (end, True)))
         return x[(slice(None),) * (axis % x.ndim) + (slice(start, end, step),)]
     if step == 0:
         raise call.damaged("has the step 0")
