@@ -26,6 +26,8 @@ TAIL = """
 
 - Hidden units of experts that one tensor holds ([experts, in, out]) move together over all experts, though each expert's
   could move alone: a place of a unit is a position on one axis.
+- For the same reason the inputs of a grouped convolution move alike in all its groups (its weight holds them on one axis), and
+  a packed cross-attention projection (nn.MultiheadAttention) makes one stream of those that its queries and its keys read.
 - Experts that are held in tensors of their own stay where they are: units move within tensors, never between them.
 - Pairs of rotary units whose frequencies are computed by the model and not stored (Hugging Face) stay where they are.
 - Experts that are sorted by number before they are computed (grouped matrix products) stay where they are.

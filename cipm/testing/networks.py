@@ -48,18 +48,17 @@ class Network:
 
 
 def randomize(model: nn.Module, seed: int) -> None:
-    """Draw the weights of convolutions and linear layers so that signals keep their size through any depth, and give every
-    norm weights, biases and running statistics that differ from channel to channel."""
+    """Draw the weights of convolutions and linear layers so that signals keep their size through any depth, give every norm
+    weights, biases and running statistics that differ from channel to channel, and leave no parameter uniform."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
-        if "Norm" in type(module).__name__:
-            for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-                if name in ("weight", "running_var"):
-                    tensor.data.uniform_(0.5, 1.5, generator=generator)
-                elif tensor.is_floating_point():
-                    tensor.data.normal_(0, 0.1, generator=generator)
+        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            if "Norm" in type(module).__name__ and name in ("weight", "running_var"):
+                tensor.data.uniform_(0.5, 1.5, generator=generator)
+            elif tensor.is_floating_point() and bool((tensor == tensor.flatten()[0]).all()):
+                tensor.data.normal_(0, 0.1, generator=generator)
 
 
 def as_checkpoint(model: nn.Module, example: tuple[Tensor, ...]) -> Checkpoint:
