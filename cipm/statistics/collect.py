@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from cipm.errors import InputError, ProbeError
-from cipm.statistics.covariance import BLOCK_SAMPLES, Covariance, HalfSplit
+from cipm.statistics.covariance import BLOCK_SAMPLES, Covariance
+from cipm.statistics.halves import HalfSplit
 from cipm.symmetry.groups import Tap
 
 Observers = Mapping[str, Callable[[torch.Tensor], None]]

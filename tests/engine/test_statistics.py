@@ -11,7 +11,7 @@ from cipm.errors import InputError, ProbeError
 from cipm.modules import effective_dimension
 from cipm.statistics import Covariance, HalfSplit, correlation
 from cipm.statistics.collect import collect, evenly_spaced, samples_of
-from cipm.statistics.covariance import BLOCK_SAMPLES, coalesce
+from cipm.statistics.covariance import BLOCK_SAMPLES
 from cipm.statistics.spectrum import denoise, isolated, spectral_edge
 from cipm.symmetry.groups import Tap
 
@@ -130,12 +130,6 @@ def test_state_round_trip():
     assert np.array_equal(again.whole.correlation(), split.whole.correlation())
     assert (again.rows, again.samples) == (99, 99) and again.even.mean.tolist() == split.even.mean.tolist()
     assert np.array_equal(again.even.merge(again.odd).covariance(), split.whole.covariance())
-
-
-def test_coalesce_keeps_every_sample_in_order():
-    x = draw(1000, 3)
-    joined = list(coalesce([x[:10], x[10:400], x[400:401], x[401:]], 300))
-    assert [len(part) for part in joined] == [400, 600] and np.array_equal(np.concatenate(joined), x)
 
 
 # --- the edge of noise --------------------------------------------------------------------------------------------

@@ -1,0 +1,149 @@
+"""Cut a stream into chunks of centred samples, ready for one matrix product each.
+
+Every chunk is centred near its own mean before anything is multiplied, so that nothing cancels: one-pass formulas
+(E[xy] − E[x]E[y]) lose everything at mean/sd = 10⁴. Subtracting is exact where it matters (Sterbenz: x − s is exact
+for x within a factor 2 of s); what the shift leaves of the mean is kept beside the chunk and corrected in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from cipm.compiled import compiled
+from cipm.statistics.samples import refuse_nonfinite, too_large
+
+CHUNK_ROWS, CHUNK_VALUES = 384, 3 * 2**18  # one inner block of the product; 3 MB of float32, which a cache holds
+UNDERFLOW, OVERFLOW = 1e-30, 1e36  # sums of squares outside are not safe in float32
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Some samples about a shift: `values` [rows, units] (a view, good until the next chunk), `base` [units] float64,
+    what was taken away (the same array while it stays the same), and `total` [units] float64, the sum of the values.
+    `narrow` tells that products of the values stay within float32.
+    """
+
+    values: np.ndarray
+    base: np.ndarray
+    total: np.ndarray
+    narrow: bool
+
+
+class Centring:
+    """The buffer that a stream of samples fills, chunk by chunk. Belongs to one accumulator."""
+
+    def __init__(self, units: int, dtype: np.dtype) -> None:
+        self.units, self.dtype = units, np.dtype(dtype)
+        self.kind = ("cpu", self.dtype.name)
+        rows = min(max(CHUNK_VALUES // max(units, 1), CHUNK_ROWS), 4096)
+        self.buffer = np.empty((rows, units), self.dtype)
+        self.fill = self.samples = 0
+        self.first = np.zeros(units)
+        self.varies = np.zeros(units, bool)
+        self.spread = np.zeros(units)  # sum of squares about the shifts, so far
+        self._move(np.zeros(units, self.dtype))
+        self._restart()
+
+    def resume(self, samples: int, first: np.ndarray, varies: np.ndarray, mean: np.ndarray, spread: np.ndarray) -> None:
+        """Go on with a stream of which these are the statistics."""
+        self.samples, self.first, self.varies, self.spread = samples, first, varies.copy(), spread.copy()
+        self._move(np.where(varies, mean, first).astype(self.dtype))
+
+    def take(self, x: np.ndarray) -> Iterator[Chunk]:
+        """Yield the chunks that x [samples, units] completes. Raises InputError naming a value that is not finite."""
+        if not self.samples and len(x):
+            self.first = x[0].astype(np.float64)
+            self._move(x[0].astype(self.dtype))
+            refuse_nonfinite(x[:1], 0)
+        start = 0
+        while start < len(x):
+            piece = x[start:start + len(self.buffer) - self.fill]
+            self._absorb(piece)
+            start += len(piece)
+            if self.fill == len(self.buffer):
+                yield self._chunk()
+
+    def drain(self) -> Iterator[Chunk]:
+        """Yield the samples held back, if any."""
+        if self.fill:
+            yield self._chunk()
+
+    def _absorb(self, piece: np.ndarray) -> None:
+        piece = np.require(piece, self.dtype, "CAW")
+        _shift_into(piece, self.shift, self.buffer[self.fill:self.fill + len(piece)], self.total, self.square)
+        if not np.isfinite(self.total).all():
+            refuse_nonfinite(piece, self.samples)
+        self.fill, self.samples = self.fill + len(piece), self.samples + len(piece)
+
+    def _chunk(self) -> Chunk:
+        values = self.buffer[:self.fill]
+        with np.errstate(over="ignore", invalid="ignore"):
+            rest = self.total.astype(np.float64) / len(values)
+            far = (rest**2 > self.square / len(values) - rest**2).any()
+        if far:
+            self._shift_again(values, rest)
+        if not np.isfinite(self.square).all():
+            self._in_float64(values)
+        self._notice(values)
+        narrow = self.dtype == np.float64 or (self.square.max(initial=0) < OVERFLOW
+                                              and not (self.varies & (self.spread < UNDERFLOW)).any())
+        chunk = Chunk(values, self.base, self.total.astype(np.float64), bool(narrow))
+        self._restart()
+        if far:
+            self._move(self.base.astype(self.dtype))
+        return chunk
+
+    def _shift_again(self, values: np.ndarray, rest: np.ndarray) -> None:
+        """Centre a chunk whose mean is far from its shift by its own mean."""
+        more = np.where(np.isfinite(rest), rest, 0).astype(self.dtype)
+        self._restart()
+        _shift_into(values, more, values, self.total, self.square)
+        self.base = self.base + more
+
+    def _move(self, shift: np.ndarray) -> None:
+        """Take this shift from now on."""
+        self.shift, self.base = shift, shift.astype(np.float64)
+
+    def _in_float64(self, values: np.ndarray) -> None:
+        """Sum again in float64 what is too large for float32."""
+        wide = values.astype(np.float64)
+        with np.errstate(over="ignore"):
+            self.total, self.square = wide.sum(axis=0), np.square(wide).sum(axis=0)
+        if not np.isfinite(self.square).all():
+            raise too_large(values)
+
+    def _notice(self, values: np.ndarray) -> None:
+        """Tell exactly which units took another value than their first: until then their shift is that value."""
+        self.spread += self.square
+        self.varies |= self.square > 0
+        quiet = np.flatnonzero(~self.varies)
+        if quiet.size:  # squares of tiny values may have vanished
+            self.varies[quiet] = _nonzero(values, quiet)
+
+    def _restart(self) -> None:
+        self.total, self.square = np.zeros(self.units, self.dtype), np.zeros(self.units, self.dtype)
+        self.fill = 0
+
+
+@compiled
+def _shift_into(x, shift, out, total, square):
+    for row in range(x.shape[0]):
+        source, target = x[row], out[row]
+        for unit in range(source.size):
+            value = source[unit] - shift[unit]
+            target[unit] = value
+            total[unit] += value
+            square[unit] += value * value
+
+
+@compiled
+def _nonzero(values, columns):
+    found = np.zeros(columns.size, np.bool_)
+    for row in range(values.shape[0]):
+        for i in range(columns.size):
+            if values[row, columns[i]] != 0:
+                found[i] = True
+    return found

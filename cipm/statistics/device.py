@@ -1,0 +1,116 @@
+"""The same chunks and products for samples on a CUDA device (or any other that torch knows): nothing leaves it until
+the statistics are read, but the means of the chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from cipm.statistics.centring import OVERFLOW, UNDERFLOW, Chunk
+from cipm.statistics.samples import refuse_nonfinite, too_large
+from cipm.statistics.triangle import FLUSH_ROWS, panels
+
+CHUNK_ROWS = 8192  # long enough for the device's full rate, short enough for float32 sums
+
+
+class DeviceCentring:
+    """Cuts batches on a device into chunks about their own means; like `Centring`, but holds no sample back."""
+
+    def __init__(self, units: int, kind: tuple[str, str]) -> None:
+        self.units, self.kind, self.samples = units, kind, 0
+        self.first, self.varies, self.spread = np.zeros(units), np.zeros(units, bool), np.zeros(units)
+
+    def resume(self, samples: int, first: np.ndarray, varies: np.ndarray, mean: np.ndarray, spread: np.ndarray) -> None:
+        """Go on with a stream of which these are the statistics."""
+        self.samples, self.first, self.varies, self.spread = samples, first, varies.copy(), spread.copy()
+
+    def take(self, x: Any) -> Iterator[Chunk]:
+        """Yield x [samples, units] in chunks. Raises InputError naming a value that is not finite."""
+        for piece in x.split(CHUNK_ROWS):
+            if len(piece):
+                yield self._chunk(piece)
+
+    def drain(self) -> Iterator[Chunk]:
+        """Yield nothing: no sample is held back."""
+        return iter(())
+
+    def _chunk(self, piece: Any) -> Chunk:
+        if not self.samples:
+            self.first = _host(piece[0])
+        first = piece.new_tensor(self.first)
+        varied = _host((piece != first).any(dim=0))
+        shift = piece.mean(dim=0).where(piece.new_tensor(varied).bool(), first)
+        values = piece - shift
+        square = _host(values.double().square().sum(dim=0))
+        if not np.isfinite(square).all():
+            refuse_nonfinite(piece.cpu().numpy(), self.samples)
+            raise too_large(piece.cpu().numpy())
+        self.samples += len(piece)
+        self.varies |= varied
+        self.spread += square
+        narrow = bool(square.max(initial=0) < OVERFLOW) and not (self.varies & (self.spread < UNDERFLOW)).any()
+        return Chunk(values, _host(shift), _host(values.double().sum(dim=0)), narrow or piece.dtype.itemsize == 8)
+
+
+class DeviceProducts:
+    """Sums of valuesᵀ values on the device: float32 products, float64 sums every FLUSH_ROWS rows; TF32 is never used."""
+
+    full = False  # flushes by itself
+
+    def __init__(self, units: int) -> None:
+        self.units, self.rows = units, 0
+        self._narrow: Any = None
+        self._sum: Any = None
+
+    def add(self, values: Any) -> None:
+        """Add the products of values [rows, units]."""
+        if self._sum is None:
+            self._sum = values.new_zeros((self.units, self.units)).double()
+            self._narrow = values.new_zeros((self.units, self.units))
+        with _full_precision():
+            self._narrow.addmm_(values.T, values)
+        self.rows += len(values)
+        if self.rows >= FLUSH_ROWS:
+            self._gather()
+
+    def add_wide(self, values: Any, triangle: np.ndarray) -> None:
+        """Add products that float32 cannot hold, in float64."""
+        wide = values.double()
+        self._to_triangle(wide.T @ wide, triangle)
+
+    def flush(self, triangle: np.ndarray, *, keep: bool) -> None:
+        """Add everything to the triangle, on the host, unless it may be kept on the device."""
+        if self._sum is not None and not keep:
+            self._gather()
+            self._to_triangle(self._sum, triangle)
+            self._sum = self._narrow = None
+
+    def _gather(self) -> None:
+        self._sum += self._narrow
+        self._narrow.zero_()
+        self.rows = 0
+
+    def _to_triangle(self, square: Any, triangle: np.ndarray) -> None:
+        for first, end, panel in panels(triangle, self.units):
+            panel += square[first:, first:end].cpu().numpy()
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    torch = import_module("torch")
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _host(x: Any) -> np.ndarray:
+    x = x.cpu()
+    return (x if x.dtype.is_floating_point is False else x.double()).numpy()
