@@ -9,11 +9,12 @@ from pathlib import Path
 
 from cipm.errors import CorruptFile, ModelError, RefusedFormat, UnknownFormat, UnsupportedModel
 from cipm.load.archive import Source, open_source
+from cipm.load.onnx import is_onnx, onnx_files
 
 EXPORT = "torch.export.save(torch.export.export(model.eval(), (example_input,)), \"model.pt2\")"
 PICKLE_FIX = f"Load it where you trust it and save it with {EXPORT}."
-ONNX_FIX = f"Export the same model from PyTorch with {EXPORT}."
-READ = "a .pt2 file of torch.export.save, or a zip or folder with config.json and model.safetensors (Hugging Face)"
+READ = ("a .pt2 file of torch.export.save, an .onnx file (with its data files as one zip), or a zip or folder with "
+        "config.json and model.safetensors (Hugging Face)")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,6 @@ GGUF = Kind("a GGUF file", RefusedFormat, "The file is a GGUF model (llama.cpp):
 SAVED_MODEL = Kind("a TensorFlow SavedModel", RefusedFormat, "This is a TensorFlow SavedModel, which can carry code and "
                    "which CIPM does not read.",
                    f"Rebuild the model in PyTorch, copy the weights, and save it with {EXPORT}.")
-ONNX = Kind("an ONNX model", UnsupportedModel, "The file is an ONNX model, which this version does not read yet.", ONNX_FIX)
 SAFETENSORS = Kind("a safetensors file", UnsupportedModel, "The file is a safetensors file: it holds weights, but not the "
                    "model that they belong to.", "Put it as model.safetensors with its config.json into a zip (Hugging "
                    f"Face layout), or save the model with {EXPORT}.")
@@ -92,7 +92,12 @@ def describe(path: Path) -> str:
     kind = recognise(path)
     if kind is not None:
         return kind.name
-    return "a torch.export archive" if "archive_format" in open_source(path) else "a Hugging Face model"
+    if path.is_file() and not zipfile.is_zipfile(path):
+        return "an ONNX model"
+    source = open_source(path)
+    if "archive_format" in source:
+        return "a torch.export archive"
+    return "a Hugging Face model" if "config.json" in source and _has_safetensors(source) else "an ONNX model"
 
 
 def refuse(path: Path) -> ModelError:
@@ -120,7 +125,7 @@ def recognise(path: Path) -> Kind | None:
         return SAFETENSORS
     if len(head) > 262 and head[257:262] == b"ustar":
         return _unknown("a tar archive", f"Unpack it and upload {READ}.")
-    return ONNX if _is_onnx(head) else _text_kind(head)
+    return None if is_onnx(head) else _text_kind(head)
 
 
 def _folder_kind(source: Source) -> Kind | None:
@@ -150,46 +155,18 @@ _MEMBERS: tuple[tuple[Callable[[Source], bool], Kind | None], ...] = (
     (lambda s: "saved_model.pb" in s, SAVED_MODEL),
     (lambda s: "model.weights.h5" in s or ("config.json" in s and "metadata.json" in s and not _has_safetensors(s)), KERAS),
     (lambda s: "config.json" in s and _has_safetensors(s), None),
+    (lambda s: bool(onnx_files(s)), None),
     (lambda s: "config.json" in s and any(n.startswith("pytorch_model") and n.endswith(".bin") for n in s.files),
      PICKLED_WEIGHTS),
     (lambda s: "config.json" in s, NO_WEIGHTS),
     (_has_safetensors, SAFETENSORS),
     (lambda s: bool(s.files) and all(n.endswith(".npy") for n in s.files), PROBE),
-    (_any(lambda n: n.endswith(".onnx")), ONNX),
 )
 
 
 def _is_safetensors(head: bytes, size: int) -> bool:
     length = int.from_bytes(head[:8], "little")
     return len(head) > 8 and head[8:9] == b"{" and 2 <= length <= size - 8
-
-
-def _is_onnx(head: bytes) -> bool:
-    """Tell whether the bytes are a ModelProto: ir_version first, then known fields until the graph (field 7)."""
-    if not head.startswith(b"\x08"):
-        return False
-    at, seen = 0, set()
-    while at < len(head):
-        tag, at = _varint(head, at)
-        number, wire = tag >> 3, tag & 7
-        if number not in (1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25) or wire not in (0, 2):
-            return False
-        seen.add(number)
-        length, at = _varint(head, at)
-        at += length if wire == 2 else 0
-        if number == 7:
-            return True
-    return {1, 8} <= seen
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while at < len(data) and shift < 64:
-        value |= (data[at] & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if data[at - 1] < 0x80:
-            break
-    return value, at
 
 
 def _text_kind(head: bytes) -> Kind:

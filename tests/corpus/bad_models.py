@@ -175,11 +175,6 @@ def zip_with_twins(path: Path) -> Path:
     return path
 
 
-def onnx_bytes() -> bytes:
-    """Return a minimal ModelProto: ir_version 8, producer "test", an empty graph named g, opset 17."""
-    return b"\x08\x08" + b"\x12\x04test" + b"\x3a\x03\x12\x01g" + b"\x42\x02\x10\x11"
-
-
 def npz(path: Path) -> Path:
     np.savez(path, x=np.zeros((2, 3), np.float32))
     return path

@@ -21,7 +21,6 @@ from cipm.trace import run
 Builder = Callable[[Path], Path]
 HERE = Path(__file__).parent
 EXPECTED: dict[str, list[Any]] = json.loads((HERE / "model_messages.json").read_text())
-SHARED = HERE.parents[2] / "shared" / "data" / "onnx"
 
 
 def _raw(name: str, data: bytes) -> Builder:
@@ -156,7 +155,6 @@ CASES: dict[str, Builder] = {
                                                                "model.weights.h5": b"\x89HDF\r\n\x1a\n"}),
     "GGUF": _raw("model.gguf", b"GGUF\x03\x00\x00\x00" + bytes(16)),
     "SavedModel": _folder("saved", saved_model__pb="\x08\x01"),
-    "ONNX": _raw("model.onnx", make.onnx_bytes()),
     "safetensors alone": lambda tmp: make.hub_folder(tmp / "m", {}, {"a": torch.zeros(2)}) / "model.safetensors",
     "NumPy archive": lambda tmp: make.npz(tmp / "data.npz"),
     "torch.export of torch 2.7": lambda tmp: make.zipped(tmp / "old.pt2", {"serialized_exported_program.json": b"{}",
@@ -275,15 +273,6 @@ def test_slots_that_are_not_read_are_not_executed(slot: str, tmp_path: Path) -> 
     for a, b in zip(run(original.graph, original.tensors, original.constants, x),
                     run(loaded.graph, loaded.tensors, loaded.constants, x), strict=True):
         assert torch.equal(a, b)
-
-
-@pytest.mark.parametrize("name", ["light_vgg19.onnx", "mnist_cntk.onnx", "silero_vad_16k_op15.onnx", "basic_pitch_nmp.onnx"])
-def test_real_onnx_files_are_recognised(name: str) -> None:
-    if not (SHARED / name).exists():
-        pytest.skip(f"{SHARED / name} is not here")
-    with pytest.raises(CipmError) as caught:
-        load(SHARED / name)
-    assert [caught.value.code, caught.value.message, caught.value.fix] == EXPECTED["ONNX"]
 
 
 def test_a_changed_byte_in_a_weight_is_found(tmp_path: Path) -> None:
