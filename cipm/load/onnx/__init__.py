@@ -7,7 +7,9 @@ names of the initialisers. Integers, single numbers and what shapes are made of 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,8 +84,20 @@ def _dry_run(module: OnnxModule, samples: Mapping[str, Sample]) -> None:
     for name, sample in samples.items():
         if torch.Size(sample.shape).numel() > 2**27:
             raise LimitExceeded(f"Input {name!r} of shape {list(sample.shape)} is too large to trace.", where=name)
-    with torch.no_grad(), module.checked(), FakeTensorMode(allow_non_fake_inputs=True):
+    with torch.no_grad(), module.checked(), _without_log(), FakeTensorMode(allow_non_fake_inputs=True):
         module(**{name: torch.zeros(sample.shape, dtype=sample.dtype) for name, sample in samples.items()})
+
+
+@contextmanager
+def _without_log() -> Iterator[None]:
+    """Keep torch from logging what an error already says."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _trace(module: OnnxModule, samples: dict[str, Sample]) -> tuple[Graph, dict[str, torch.Tensor], dict[str, Sample]]:

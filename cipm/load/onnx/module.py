@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from cipm.load.onnx.values import (
     OPERATORS,
     Call,
     Const,
+    Operator,
     Result,
     Sizes,
     Value,
@@ -115,7 +117,7 @@ class OnnxModule(torch.nn.Module):
         if call.node.op in ("Shape", "Size") or (_large_fill(call.node, values) and given):
             return operator.run(call)
         if all(isinstance(value, Const) for value in given):
-            return self._fold(call, operator.run, operator.counts)
+            return self._fold(call, operator)
         if not any(isinstance(value, torch.Tensor) for value in given):
             sizes = apply_sizes(call)
             if sizes is not None:
@@ -124,20 +126,28 @@ class OnnxModule(torch.nn.Module):
             raise call.unsupported("makes a result whose size depends on data")
         return operator.run(call)
 
-    def _fold(self, call: Call, run: Callable[[Call], Result], counts: bool) -> list[Const]:
+    def _fold(self, call: Call, operator: Operator) -> list[Const]:
         """Compute constants from constants, after a trial without memory that tells how large they become."""
-        plain = Call(call.node, call.opset, call.operands, call.outputs, plain=True)
+        plain = replace(call, plain=True)
         elements = sum(value.tensor.numel() for value in call.operands if isinstance(value, Const))
         with unrecorded():
-            if not counts and not (call.node.op in _TAME and elements <= _SMALL):
-                with FakeTensorMode(allow_non_fake_inputs=True):
-                    sizes = [value.numel() for value in _flat(run(plain)) if isinstance(value, torch.Tensor)]
+            if not operator.counts and not (call.node.op in _TAME and elements <= _SMALL):
+                sizes = _trial(plain, operator)
                 call.bounded(max(sizes, default=0), MAX_CONSTANT)
                 self.folded += sum(sizes)
             if self.folded > MAX_FOLDED:
                 raise LimitExceeded(f"The constants that the model computes have more than {MAX_FOLDED:,} elements.",
                                     where=call.node.label)
-            return [value if isinstance(value, Const) else Const(value) for value in _flat(run(plain))]
+            return [value if isinstance(value, Const) else Const(value) for value in _flat(operator.run(plain))]
+
+
+def _trial(call: Call, operator: Operator) -> list[int]:
+    """Return the number of elements of every result of a node, by a run on shapes alone."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        operands = tuple(mode.from_tensor(value.tensor) if isinstance(value, Const) and i not in operator.host else value
+                         for i, value in enumerate(call.operands))
+        results = _flat(operator.run(replace(call, operands=operands)))
+    return [value.numel() for value in results if isinstance(value, torch.Tensor)]
 
 
 def _flat(result: Result) -> list[Value]:

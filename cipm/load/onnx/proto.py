@@ -173,8 +173,9 @@ def _shared(tensors: Sequence[onnx.TensorProto], places: Mapping[str, External |
 def _input(item: onnx.ValueInfoProto) -> OnnxInput:
     kind = item.type.WhichOneof("value")
     if kind != "tensor_type":
-        raise UnsupportedModel(f"Input {item.name[:80]!r} is a {(kind or 'value of no type').removesuffix('_type')}, not a "
-                               "tensor.", where=item.name[:80], fix="Export the model with tensor inputs alone.")
+        label = _article((kind or "value of no type").removesuffix("_type"))
+        raise UnsupportedModel(f"Input {item.name[:80]!r} is {label}, not a tensor.", where=item.name[:80],
+                               fix="Export the model with tensor inputs alone.")
     tensor = item.type.tensor_type
     if not tensor.HasField("shape") or len(tensor.shape.dim) > MAX_RANK:
         what = f"{len(tensor.shape.dim)} axes" if tensor.HasField("shape") else "no declared shape"
@@ -201,6 +202,8 @@ def _check_order(model: OnnxModel) -> None:
                 raise CorruptFile(f"Node {node.label!r} ({node.op}) reads {name[:80]!r} before anything makes it: the graph is "
                                   "not in order, has a cycle, or lacks a value.", where=node.label, fix=DAMAGED)
         known.update(node.outputs)
+    if not model.outputs:
+        raise CorruptFile("The model has no output.", fix=DAMAGED)
     for name in model.outputs:
         if name not in known or not name:
             raise CorruptFile(f"Nothing in the graph makes its output {name[:80]!r}.", where=name[:80], fix=DAMAGED)
@@ -276,7 +279,7 @@ def _attribute(item: onnx.AttributeProto, label: str) -> Any:
 
 
 def _article(op: str) -> str:
-    return f"an {op}" if op[0] in "AEIO" else f"a {op}"
+    return f"an {op}" if op[0] in "AEIOaeio" else f"a {op}"
 
 
 def _twin(names: Sequence[str]) -> str:
