@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -12,7 +13,7 @@ import torch
 from cipm.export.record import NAME
 from cipm.load.archive import Source, open_source
 from cipm.load.checkpoint import Checkpoint
-from cipm.load.huggingface import weight_files
+from cipm.load.huggingface import read_upload, weight_files
 from cipm.load.safetensors_file import read_header
 from cipm.load.safetensors_file import write as write_safetensors
 
@@ -36,14 +37,23 @@ def _fill(folder: Path, upload: Source, checkpoint: Checkpoint, tensors: Mapping
     base = folder / root
     base.mkdir(parents=True, exist_ok=True)
     files = weight_files(upload)
+    stored = _stored(checkpoint, tensors, upload)
     for file in files:
-        write_safetensors(base / file, read_header(upload, file), lambda key: tensors[checkpoint.aliases.get(key, key)])
+        write_safetensors(base / file, read_header(upload, file), stored)
     for name in upload.files:
         if name != NAME and name not in files and PurePosixPath(name).suffix.lower() not in _LEFT_OUT:
             (base / name).parent.mkdir(parents=True, exist_ok=True)
-            (base / name).write_bytes(upload.read(name))
+            with upload.open(name) as small, (base / name).open("wb") as copy:
+                shutil.copyfileobj(small, copy)
     if record is not None:
         (base / NAME).write_text(record)
+
+
+def _stored(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], upload: Source) -> Callable[[str], torch.Tensor]:
+    """Return how to get a tensor by its key in the upload, one at a time; what was merged is taken apart again."""
+    if checkpoint.origin.get("merged"):
+        return read_upload(upload).layout.writer(tensors)
+    return lambda key: tensors[checkpoint.aliases.get(key, key)]
 
 
 def _zip(folder: Path, out: Path) -> None:

@@ -1,0 +1,82 @@
+"""A transformers model → the functional graph, by the first inputs, sizes and attention that torch can trace."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+from cipm.errors import CipmError, UnsupportedModel
+from cipm.load.huggingface_classes import EXPORT
+from cipm.load.huggingface_inputs import Samples, candidates, fewer_sizes
+from cipm.load.huggingface_model import use_attention
+from cipm.load.retrace import export_program, functional
+from cipm.trace import Graph
+
+STEPWISE = "Attention is traced step by step, as torch cannot trace it whole."
+_BY_PRODUCTS = ("encoder_last_hidden_state",)
+"""Outputs of a model with a head that are no result of its own."""
+
+
+class _Tensors(torch.nn.Module):
+    """The model with named tensors in and a tuple of its output's tensors out, in order."""
+
+    def __init__(self, model: Any, names: Iterable[str]):
+        super().__init__()
+        self.model = model
+        self.forward = lambda **inputs: self._tensors(inputs)
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        self.forward.__signature__ = inspect.Signature([inspect.Parameter(name, keyword) for name in names])
+
+    def _tensors(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        output = self.model(**inputs)
+        if isinstance(output, torch.Tensor):
+            return (output,)
+        if isinstance(output, dict):
+            left_out = _BY_PRODUCTS if "logits" in output else ()
+            output = [value for name, value in output.items() if name not in left_out]
+        return tuple(value for value in output if isinstance(value, torch.Tensor))
+
+
+def trace(model: Any, dtype: torch.dtype) -> tuple[Graph, dict[str, torch.Tensor], list[str]]:
+    """Return (graph, its constants, what had to be given up) of a model with stand-ins for its weights.
+
+    Raises UnsupportedModel with torch's reason where no inputs that are known here can be traced.
+    """
+    failure: CipmError | None = None
+    for samples, note in _attempts(model, dtype):
+        try:
+            graph, constants = functional(export_program(_Tensors(model, samples).eval(), samples), samples)
+        except CipmError as error:
+            failure = failure or error
+            continue
+        constants = {key.removeprefix("model."): tensor for key, tensor in constants.items()}
+        return _named(graph), constants, _notes(graph, note)
+    raise failure or UnsupportedModel(f"{type(model).__name__} takes none of the inputs that are known here.",
+                                      where="architectures", fix=EXPORT)
+
+
+def _attempts(model: Any, dtype: torch.dtype) -> Iterator[tuple[Samples, str | None]]:
+    found = list(candidates(model, dtype))
+    for samples in found:
+        for fewer in fewer_sizes(samples):
+            yield fewer, None
+    if use_attention(model, "eager"):
+        for samples in found:
+            for fewer in fewer_sizes(samples):
+                yield fewer, STEPWISE
+
+
+def _named(graph: Graph) -> Graph:
+    return Graph(graph.inputs, graph.tensors, {value: key.removeprefix("model.") for value, key in graph.constants.items()},
+                 graph.nodes, graph.outputs)
+
+
+def _notes(graph: Graph, note: str | None) -> list[str]:
+    notes = [note] if note else []
+    fixed = [f"{i.name} {list(i.shape)}" for i in graph.inputs if i.shape and not isinstance(i.shape[0], str)]
+    if fixed:
+        notes.append(f"The model is traced for a fixed batch: torch cannot leave it open ({', '.join(fixed)}).")
+    return notes
