@@ -11,7 +11,7 @@ import torch
 
 from cipm import __version__
 from cipm.errors import CipmError, CorruptFile, UnknownFormat
-from cipm.load import onnx
+from cipm.load import onnx, state_dict
 from cipm.load.archive import is_zip, open_source
 from cipm.permutation import Plan
 
@@ -37,7 +37,9 @@ def read_plan(path: str | Path) -> tuple[Plan, dict[str, Any]]:
     """
     path = Path(path)
     record = _packed_record(path) if path.is_dir() or is_zip(path) else None
-    if record is None and onnx.match(path):
+    if record is None and state_dict.match(path):
+        record = _trailing_record(path)
+    elif record is None and onnx.match(path):
         record = _metadata_record(path)
     if record is None:
         raise UnknownFormat(f"{path.name!r} carries no plan: it was not reorganised by CIPM.", where=path.name,
@@ -54,6 +56,15 @@ def _packed_record(path: Path) -> Any:
     source = open_source(path)
     name = next((name for name in (NAME, f"extra/{NAME}") if name in source), None)
     return None if name is None else source.json(name)
+
+
+def _trailing_record(path: Path) -> Any:
+    """Return the record in a safetensors file's metadata or at the end of an old torch.save file, or None."""
+    text = state_dict.read_weights(state_dict.find_weights(path).file).record
+    try:
+        return None if text is None else json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CorruptFile(f"The record {NAME} is damaged: {error}.", where=NAME) from error
 
 
 def _metadata_record(path: Path) -> Any:

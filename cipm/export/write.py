@@ -13,14 +13,15 @@ from typing import Any
 import torch
 
 from cipm.errors import Conflict
-from cipm.export import huggingface, onnx, pt2
+from cipm.export import huggingface, onnx, pt2, state_dict
 from cipm.export.record import check_plan, dump_record, make_record, read_plan
 from cipm.load import Checkpoint, load
 from cipm.load.checkpoint import metas_of, reordered
 from cipm.permutation import Plan
 
 Writer = Callable[[Checkpoint, Mapping[str, torch.Tensor], Path, "str | None", Path], None]
-WRITERS: dict[str, Writer] = {"pt2": pt2.write, "huggingface": huggingface.write, "onnx": onnx.write}
+WRITERS: dict[str, Writer] = {"pt2": pt2.write, "huggingface": huggingface.write, "onnx": onnx.write,
+                              "state_dict": state_dict.write}
 
 
 def export(checkpoint: Checkpoint, source_path: str | Path, plan: Plan, certificate: dict[str, Any] | None,

@@ -12,11 +12,11 @@ from pathlib import Path
 from types import ModuleType
 
 from cipm.errors import NotFound
-from cipm.load import huggingface, onnx, pt2
+from cipm.load import huggingface, onnx, pt2, state_dict
 from cipm.load.checkpoint import Checkpoint
 from cipm.load.describe import describe, refuse
 
-FORMATS: tuple[ModuleType, ...] = (pt2, huggingface, onnx)
+FORMATS: tuple[ModuleType, ...] = (pt2, state_dict, huggingface, onnx)
 
 
 def load(path: str | Path) -> Checkpoint:

@@ -10,11 +10,12 @@ from pathlib import Path
 from cipm.errors import CorruptFile, ModelError, RefusedFormat, UnknownFormat, UnsupportedModel
 from cipm.load.archive import Source, open_source
 from cipm.load.onnx import is_onnx, onnx_files
+from cipm.load.torch_file import is_legacy
 
 EXPORT = "torch.export.save(torch.export.export(model.eval(), (example_input,)), \"model.pt2\")"
 PICKLE_FIX = f"Load it where you trust it and save it with {EXPORT}."
-READ = ("a .pt2 file of torch.export.save, an .onnx file (with its data files as one zip), or a zip or folder with "
-        "config.json and model.safetensors (Hugging Face)")
+READ = ("a .pt2 file of torch.export.save, an .onnx file (with its data files as one zip), a zip or folder with config.json "
+        "and model.safetensors (Hugging Face), or weights (.safetensors, torch.save) with an architecture.json as one zip")
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,6 @@ EMPTY = Kind("an empty file", UnknownFormat, "The file is empty (0 bytes).",
 BINARY = Kind("a file of unknown type", UnknownFormat, "The file is of no type that CIPM knows.", f"Upload {READ}.")
 PICKLE = Kind("a Python pickle", RefusedFormat, "The file is a Python pickle, which can run code when it is opened: it was "
               "not opened.", PICKLE_FIX)
-TORCH_SAVE = Kind("a torch.save file", RefusedFormat, "The file was written by torch.save (a state dict or a pickled "
-                  "module); it holds a pickle, which can run code, and no description of the model: it was not opened.",
-                  PICKLE_FIX)
 TORCHSCRIPT = Kind("a TorchScript archive", RefusedFormat, "The file is a TorchScript archive, which can read and write "
                    "files when it is loaded: it was not opened.", f"Save the original module with {EXPORT}.")
 AOTINDUCTOR = Kind("an AOTInductor package", RefusedFormat, "The file is an AOTInductor package: it holds compiled machine "
@@ -56,9 +54,9 @@ GGUF = Kind("a GGUF file", RefusedFormat, "The file is a GGUF model (llama.cpp):
 SAVED_MODEL = Kind("a TensorFlow SavedModel", RefusedFormat, "This is a TensorFlow SavedModel, which can carry code and "
                    "which CIPM does not read.",
                    f"Rebuild the model in PyTorch, copy the weights, and save it with {EXPORT}.")
-SAFETENSORS = Kind("a safetensors file", UnsupportedModel, "The file is a safetensors file: it holds weights, but not the "
-                   "model that they belong to.", "Put it as model.safetensors with its config.json into a zip (Hugging "
-                   f"Face layout), or save the model with {EXPORT}.")
+SEVERAL_WEIGHTS = Kind("an archive with weights of several files", UnsupportedModel, "The upload holds files of weights, but "
+                       "not the model that they belong to.", "Put one file of weights with an architecture.json into a zip "
+                       f"(docs/guide.md), or save the model with {EXPORT}.")
 NO_WEIGHTS = Kind("a Hugging Face folder without safetensors", UnsupportedModel, "There is a config.json, but no "
                   "model.safetensors beside it.", "Save the model with model.save_pretrained(folder) and upload the whole "
                   "folder as a zip.")
@@ -82,7 +80,6 @@ _MAGIC: tuple[tuple[bytes, Kind], ...] = (
     (b"7z\xbc\xaf", _unknown("a 7z archive", f"Unpack it and upload {READ}.")),
     (b"Rar!", _unknown("a RAR archive", f"Unpack it and upload {READ}.")), (b"\x7fELF", _unknown("a program (ELF)")),
     (b"MZ", _unknown("a program (Windows)")), (b"\x93NUMPY", PROBE), (b"\x89HDF\r\n\x1a\n", KERAS), (b"GGUF", GGUF),
-    (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", TORCH_SAVE),
     *((bytes([0x80, version]), PICKLE) for version in range(2, 6)), (b"PK\x03\x04", BROKEN_ZIP),
 )
 
@@ -92,12 +89,18 @@ def describe(path: Path) -> str:
     kind = recognise(path)
     if kind is not None:
         return kind.name
-    if path.is_file() and not zipfile.is_zipfile(path):
-        return "an ONNX model"
+    if not path.is_dir() and not zipfile.is_zipfile(path):
+        with path.open("rb") as stream:
+            head = stream.read(65_536)
+        if is_onnx(head):
+            return "an ONNX model"
+        return "a torch.save file" if is_legacy(head) else "a safetensors file"
     source = open_source(path)
     if "archive_format" in source:
         return "a torch.export archive"
-    return "a Hugging Face model" if "config.json" in source and _has_safetensors(source) else "an ONNX model"
+    if onnx_files(source) and not _has_safetensors(source):
+        return "an ONNX model"
+    return "a torch.save file" if "data.pkl" in source else "a Hugging Face model"
 
 
 def refuse(path: Path) -> ModelError:
@@ -118,11 +121,11 @@ def recognise(path: Path) -> Kind | None:
         return _kind(open_source(path))
     with path.open("rb") as stream:
         head = stream.read(65_536)
+    if is_legacy(head) or _is_safetensors(head, path.stat().st_size):
+        return None
     for magic, kind in _MAGIC:
         if head.startswith(magic):
             return kind
-    if _is_safetensors(head, path.stat().st_size):
-        return SAFETENSORS
     if len(head) > 262 and head[257:262] == b"ustar":
         return _unknown("a tar archive", f"Unpack it and upload {READ}.")
     return None if is_onnx(head) else _text_kind(head)
@@ -141,6 +144,9 @@ def _any(test: Callable[[str], bool]) -> Callable[[Source], bool]:
     return lambda source: any(test(name) for name in source.files)
 
 
+_WEIGHTS = (".safetensors", ".pt", ".pth", ".th", ".ckpt")
+
+
 def _has_safetensors(source: Source) -> bool:
     return any(name.endswith((".safetensors", ".safetensors.index.json")) and "/" not in name for name in source.files)
 
@@ -151,7 +157,7 @@ _MEMBERS: tuple[tuple[Callable[[Source], bool], Kind | None], ...] = (
     (_any(lambda n: n in ("serialized_exported_program.json", "serialized_state_dict.pt", "serialized_state_dict.json")),
      OLD_EXPORT),
     (lambda s: "data.pkl" in s and ("constants.pkl" in s or any(n.startswith("code/") for n in s.files)), TORCHSCRIPT),
-    (lambda s: "data.pkl" in s, TORCH_SAVE),
+    (lambda s: "data.pkl" in s, None),
     (lambda s: "saved_model.pb" in s, SAVED_MODEL),
     (lambda s: "model.weights.h5" in s or ("config.json" in s and "metadata.json" in s and not _has_safetensors(s)), KERAS),
     (lambda s: "config.json" in s and _has_safetensors(s), None),
@@ -159,7 +165,7 @@ _MEMBERS: tuple[tuple[Callable[[Source], bool], Kind | None], ...] = (
     (lambda s: "config.json" in s and any(n.startswith("pytorch_model") and n.endswith(".bin") for n in s.files),
      PICKLED_WEIGHTS),
     (lambda s: "config.json" in s, NO_WEIGHTS),
-    (_has_safetensors, SAFETENSORS),
+    (lambda s: any(name.endswith(_WEIGHTS) for name in s.files), SEVERAL_WEIGHTS),
     (lambda s: bool(s.files) and all(n.endswith(".npy") for n in s.files), PROBE),
 )
 

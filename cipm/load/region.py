@@ -49,8 +49,9 @@ class Ranges:
         return io.BufferedReader(_Stream(self), 1 << 16)
 
     def _short(self, name: str) -> CorruptFile:
-        return CorruptFile(f"{name!r} reaches beyond the {self.size:,} bytes of {self.name!r}.", where=name,
-                           fix="Upload the file again.")
+        what = f"{name!r} reaches beyond the {self.size:,} bytes of {self.name!r}" if name != self.name else \
+            f"{name!r} has {self.size:,} bytes, and its contents should go on: it was cut short"
+        return CorruptFile(f"{what}.", where=name, fix="Upload the file again.")
 
 
 class _Stream(io.RawIOBase):

@@ -53,4 +53,4 @@ def certify(context: Context, symmetry: Symmetry, plan: Plan) -> dict[str, objec
 def _file_name(context: Context, order: str) -> str:
     """Return a name of the contents alone: others may have the same model by another name."""
     single = context.checkpoint.format == "pt2" or not context.checkpoint.origin.get("packed", True)
-    return f"model-{order}" + (f".{context.checkpoint.format}" if single else ".zip")
+    return f"model-{order}" + (context.checkpoint.origin.get("suffix", f".{context.checkpoint.format}") if single else ".zip")

@@ -9,14 +9,22 @@ import numpy as np
 from cipm.rules.labels import FIXED_OUTER, FREE, Axis, Fixed, Value
 from cipm.rules.pointwise import LETTERS
 from cipm.rules.registry import Call, rule
+from cipm.trace.graph import refs_in
 
 
 @rule("slice", "slice_copy", codes="move")
 def slice_axis(call: Call) -> list[Axis]:
-    """x[…, a:b:s, …]: labels inside the slice play another role than those outside."""
+    """x[…, a:b:s, …]: labels inside the slice play another role than those outside; bounds that vary with an input pin."""
     value = call["self"]
     dim = (call["dim"] or 0) % len(value.shape)
+    _pin_where_sizes_vary(call, value, dim)
     return take(call, value, dim, sliced(call, value.shape[dim]), drop=False)
+
+
+def _pin_where_sizes_vary(call: Call, value: Value, dim: int) -> None:
+    """A longer input reads other places than the example did: a table of positions, cut to the length of the text."""
+    if any(True for _ in refs_in((call.node.args[1:], tuple(v for k, v in call.node.kwargs.items() if k != "self")))):
+        call.pin(value.axes[dim], "which part of it is read depends on the size of an input")
 
 
 def sliced(call: Call, size: int) -> np.ndarray:
@@ -29,6 +37,7 @@ def narrow(call: Call) -> list[Axis]:
     """x[…, a:a+n, …], the start being known."""
     value = call["self"]
     dim = call["dim"] % len(value.shape)
+    _pin_where_sizes_vary(call, value, dim)
     start = call["start"] % max(value.shape[dim], 1)
     return take(call, value, dim, np.arange(start, start + call["length"]), drop=False)
 

@@ -125,8 +125,8 @@ def test_canonical_order_makes_shuffled_copies_equal_bit_for_bit(folder, tmp_pat
 
 @pytest.mark.parametrize(("arguments", "line"), [
     (["inspect", "rows.npz"], "cipm: The file holds NumPy arrays: this is data, not a model. Give it as the probe, and as the "
-     "model a .pt2 file of torch.export.save, an .onnx file (with its data files as one zip), or a zip or folder with config.json "
-     "and model.safetensors (Hugging Face)."),
+     "model a .pt2 file of torch.export.save, an .onnx file (with its data files as one zip), a zip or folder with config.json "
+     "and model.safetensors (Hugging Face), or weights (.safetensors, torch.save) with an architecture.json as one zip."),
     (["inspect", "nowhere.pt2"], "cipm: There is no file or folder '{folder}/nowhere.pt2'."),
     (["restore", "mlp.pt2", "--out", "x.pt2"], "cipm: 'mlp.pt2' carries no plan: it was not reorganised by CIPM. [mlp.pt2] "
      "Give a file that cipm reorganize or Export has written."),
