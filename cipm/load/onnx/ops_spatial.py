@@ -125,7 +125,8 @@ def _by_torch(x: torch.Tensor, axes: list[int], sizes: list[Any], scales: list[A
     """Return the result by torch's own interpolation where that is the same, else None."""
     rank, size = x.ndim - 2, sizes[2:]
     whole = all(isinstance(s, (int, float)) and s >= 1 and s == int(s) for s in scales[2:])
-    if mode == "nearest" and whole and ((where, rounding) == ("asymmetric", "floor") or where == "half_pixel"):
+    same = (where, rounding) == ("asymmetric", "floor") or where == "half_pixel" and rounding.startswith("round")
+    if mode == "nearest" and whole and same:
         return F.interpolate(x, size=size, mode="nearest")
     if mode == "linear" and where in ("half_pixel", "align_corners") and _exact(x.shape[2:], size, scales[2:]):
         return F.interpolate(x, size=size, mode=_LINEAR[rank], align_corners=where == "align_corners")
@@ -139,22 +140,22 @@ def _exact(before: Any, after: Any, scales: list[Any]) -> bool:
 
 
 def _positions(size: int, wanted: int, scale: float, where: str) -> np.ndarray:
-    """Return where every new position lies among the old ones."""
-    new = np.arange(wanted, dtype=np.float64)
+    """Return where every new position lies among the old ones, in the float32 of ONNX runtimes: ties depend on it."""
+    new, half = np.arange(wanted, dtype=np.float32), np.float32(0.5)
     if where == "align_corners":
-        return new * ((size - 1) / (wanted - 1)) if wanted > 1 else new * 0
+        return new * np.float32(size - 1) / np.float32(max(wanted - 1, 1))
     if where == "asymmetric":
-        return new / scale
+        return new / np.float32(scale)
     if where == "pytorch_half_pixel" and wanted == 1:
         return new * 0
-    return (new + 0.5) / scale - 0.5
+    return (new + half) / np.float32(scale) - half
 
 
 def _along(call: Call, x: torch.Tensor, axis: int, positions: np.ndarray, mode: str, rounding: str) -> torch.Tensor:
     size = x.shape[axis]
     if mode == "nearest":
-        index = {"floor": np.floor, "ceil": np.ceil, "round_prefer_floor": lambda p: np.ceil(p - 0.5),
-                 "round_prefer_ceil": lambda p: np.floor(p + 0.5)}[rounding](positions)
+        index = {"floor": np.floor, "ceil": np.ceil, "round_prefer_floor": lambda p: np.ceil(p - np.float32(0.5)),
+                 "round_prefer_ceil": lambda p: np.floor(p + np.float32(0.5))}[rounding](positions)
         return x.index_select(axis, constant(np.clip(index, 0, size - 1).astype(np.int64)))
     weights = np.zeros((len(positions), size))
     first = np.floor(positions)
