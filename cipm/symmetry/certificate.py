@@ -1,9 +1,13 @@
-"""The measured proof: reordered by random members in float64, the model must compute the same function."""
+"""The measured proof: reordered by random members in float64, the model must compute the same function.
+
+First each group by itself, on its own part of the graph, with a negative control; a group that fails is split by bisection
+until what remains is proved. Then all groups together, at the model's outputs.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,124 +15,211 @@ import torch
 
 from cipm.load.checkpoint import Checkpoint
 from cipm.permutation import Permutation, Plan, compose
-from cipm.symmetry.groups import Certificate, Symmetry, SymmetryGroup
+from cipm.symmetry.groups import Certificate, GroupProof, Place, Symmetry, SymmetryGroup, Tap
+from cipm.symmetry.sweep import Difference, Variant, sweep
 from cipm.symmetry.walk import example_inputs
-from cipm.trace.interpret import run
 
 TOLERANCE = 1e-10
 """Largest relative difference that counts as the same function in float64: about 10⁵ roundings."""
 EXAMPLES = ((3, 12), (2, 7))
 """The two example sizes (batch, other symbolic dimensions) on which functions are compared."""
-CONTROLS = 16
-"""Most groups for which the negative control is run; beyond it they are spread evenly."""
+CONTROLS = 4
+"""How many parts of a group are moved alone, largest first, until one changes something."""
+LEAST_PART = 1 / 64
+"""Bisection of a failing group stops at parts of this share of its units."""
 
 Inputs = dict[str, torch.Tensor]
-Outputs = tuple[torch.Tensor, ...]
 
 
 def prove(checkpoint: Checkpoint, symmetry: Symmetry, *, draws: int = 2, seed: int = 0) -> Symmetry:
-    """Prove all groups together by random members; where that fails, leave out the groups that fail, found by bisection.
+    """Prove every group by itself and all of them together.
 
     Returns: the symmetry with `proved` groups only, notes on what was left out, and its Certificate.
+    Cost: two forward passes in float64, in each of them the parts of the graph that the groups stand on, and `draws`
+    further passes for all groups together. Memory: one tensor and the live values at a time.
     """
     start = time.perf_counter()
-    tensors = {key: t.double() if t.is_floating_point() else t for key, t in checkpoint.tensors.items()}
-    exact = checkpoint.with_tensors(tensors)
-    examples = _examples(checkpoint, seed)
-    references = [_outputs(exact, inputs) for inputs in examples]
-    generator = np.random.default_rng(seed)
-
-    def error(groups: Sequence[SymmetryGroup]) -> tuple[float, float]:
-        return _largest(exact, symmetry, groups, examples, references, draws, generator)
-
-    failing = _failing(symmetry.groups, lambda groups: error(groups)[1] <= TOLERANCE)
-    kept = tuple(group for group in symmetry.groups if group.name not in failing)
-    max_abs, max_rel = error(kept) if kept else (0.0, 0.0)
-    control, silent = _negative_control(exact, kept, examples[-1], references[-1])
-    passed = max_rel <= TOLERANCE and (control > TOLERANCE or not kept)
-    inputs = "; ".join(", ".join(f"{n} {list(t.shape)}" for n, t in example.items()) for example in examples)
-    controlled = f"negative control on {min(CONTROLS, len(kept))} of {len(kept)} groups"
-    certificate = Certificate("float64", f"random inputs {inputs}; {controlled}", draws, max_abs, max_rel, TOLERANCE, passed,
-                              control, time.perf_counter() - start)
-    notes = [f"{name} was found but failed the proof and is left out" for name in sorted(failing)]
-    notes += [f"moving one tensor of {name} alone changes nothing (its units are dead or identical)" for name in silent]
-    proved = {group.name for group in kept} if passed else set()
-    pruned = replace(symmetry, groups=kept, notes=(*symmetry.notes, *notes))
-    return pruned.with_proof(certificate, proved)
-
-
-def compare(first: Sequence[torch.Tensor | None], second: Sequence[torch.Tensor | None]) -> tuple[float, float]:
-    """Return (largest absolute, largest relative) difference; relative to the largest output of the same sample."""
-    max_abs = max_rel = 0.0
-    for a, b in zip(first, second, strict=True):
-        if a is None or b is None or a.numel() == 0:
-            continue
-        rows_a, rows_b = (t.double().reshape(t.shape[0] if t.ndim else 1, -1) for t in (a, b))
-        difference = (rows_a - rows_b).abs().amax(1)
-        scale = torch.maximum(rows_a.abs().amax(1), rows_b.abs().amax(1)).clamp_min(torch.finfo(torch.float64).tiny)
-        max_abs = max(max_abs, float(difference.max()))
-        max_rel = max(max_rel, float((difference / scale).max()))
-    return max_abs, max_rel
+    proof = _Proof(checkpoint, symmetry, draws, seed)
+    kept, notes = proof.separate(symmetry.groups)
+    together = proof.together(kept)
+    while kept and together.max_rel > TOLERANCE:  # each holds alone, not all at once: leave out what disturbs the others
+        disturbing = proof.disturbing(kept)
+        notes.append(f"{disturbing.name} holds alone but not together with the other groups and is left out")
+        kept = tuple(group for group in kept if group is not disturbing)
+        together = proof.together(kept)
+    proofs = tuple(proof.proofs[group.name] for group in kept)
+    heard = [p.negative_control for p in proofs if p.negative_control > TOLERANCE]
+    passed = together.max_rel <= TOLERANCE and (bool(heard) or not kept)
+    certificate = Certificate("float64", proof.inputs, draws, max([together.max_abs, *(p.max_abs for p in proofs)]),
+                              max([together.max_rel, *(p.max_rel for p in proofs)]), TOLERANCE, passed,
+                              min(heard, default=0.0), time.perf_counter() - start, proofs)
+    notes += [f"moving one tensor of {p.name} alone changes nothing (its units are dead or identical)" for p in proofs
+              if p.negative_control <= TOLERANCE]
+    names = {group.name for group in kept}
+    kept = tuple(group if group.parent in names else replace(group, parent=None) for group in kept)
+    proved = names if passed else set()
+    return replace(symmetry, groups=kept, notes=(*symmetry.notes, *notes)).with_proof(certificate, proved)
 
 
 def random_member(symmetry: Symmetry, groups: Sequence[SymmetryGroup], generator: np.random.Generator) -> Plan:
-    """Return the plan of one uniform member of every group."""
-    return symmetry.plan({g.name: Permutation.random(g.size, generator=generator, blocks=g.blocks) for g in groups})
+    """Return the plan of one random member of every group; none leaves a whole block as it is."""
+    return symmetry.plan({group.name: _moving(group, generator) for group in groups})
 
 
-def _examples(checkpoint: Checkpoint, seed: int) -> list[Inputs]:
-    found: list[Inputs] = []
-    for number, sizes in enumerate(EXAMPLES):
-        generator = torch.Generator().manual_seed(seed + number)
-        found.append(example_inputs(checkpoint, generator=generator, sizes=sizes))
-    return found
+class _Proof:
+    """One proof under way: what is compared with what, and what was measured of each group."""
+
+    def __init__(self, checkpoint: Checkpoint, symmetry: Symmetry, draws: int, seed: int):
+        self.checkpoint, self.symmetry, self.draws = checkpoint, symmetry, draws
+        self.generator = np.random.default_rng(seed)
+        self.examples = [example_inputs(checkpoint, generator=torch.Generator().manual_seed(seed + number), sizes=sizes)
+                         for number, sizes in enumerate(EXAMPLES)]
+        self.proofs: dict[str, GroupProof] = {}
+
+    @property
+    def inputs(self) -> str:
+        """Say on what the functions were compared."""
+        return "random inputs " + "; ".join(", ".join(f"{n} {list(t.shape)}" for n, t in example.items())
+                                            for example in self.examples)
+
+    def separate(self, groups: Sequence[SymmetryGroup]) -> tuple[tuple[SymmetryGroup, ...], list[str]]:
+        """Return the groups (or parts of groups) that hold by themselves, and notes on the others."""
+        self._measure(groups)
+        kept: list[SymmetryGroup] = []
+        notes: list[str] = []
+        for group in groups:
+            parts = [group] if self.proofs[group.name].passed else self._parts(group)
+            kept += parts
+            if parts != [group]:
+                left = sum(part.size for part in parts)
+                notes.append(f"{group.name} was found but failed the proof and is left out" if not parts else
+                             f"{group.name} failed the proof as a whole; {left} of its {group.size} units are proved in "
+                             f"{len(parts)} part{'s' * (len(parts) > 1)}")
+        return tuple(kept), notes
+
+    def together(self, groups: Sequence[SymmetryGroup]) -> Difference:
+        """Return how far random members of all groups at once are from the model, at its outputs."""
+        plans = [random_member(self._with(groups), groups, self.generator) for _ in range(self.draws)]
+        return self._largest([Variant(plan, None) for plan in plans])
+
+    def disturbing(self, groups: Sequence[SymmetryGroup]) -> SymmetryGroup:
+        """Return a group without which fewer or no others fail together, found by halving."""
+        first, last = 0, len(groups)  # groups[:first] hold together, groups[:last] do not
+        while last - first > 1:
+            middle = (first + last) // 2
+            if self.together(groups[:middle]).max_rel <= TOLERANCE:
+                first = middle
+            else:
+                last = middle
+        return groups[first]
+
+    def _measure(self, groups: Sequence[SymmetryGroup]) -> None:
+        differences = self._largest_each([self._alone(group) for group in groups])
+        controls = self._controls(groups)
+        for group, seen in zip(groups, differences, strict=True):
+            self.proofs[group.name] = GroupProof(group.name, seen.max_abs, seen.max_rel, controls[group.name],
+                                                 seen.count > 0 and seen.max_rel <= TOLERANCE)
+
+    def _alone(self, group: SymmetryGroup) -> Variant:
+        return Variant(random_member(self._with([group]), [group], self.generator), self._carried(group))
+
+    def _carried(self, group: SymmetryGroup) -> frozenset[str]:
+        name = group.name.split(PART)[0]
+        return frozenset(value for value, names in self.symmetry.carried.items() if name in names)
+
+    def _largest_each(self, variants: Sequence[Variant]) -> list[Difference]:
+        """Return the largest difference of each variant over the examples."""
+        found = [sweep(self.checkpoint, inputs, variants) for inputs in self.examples]
+        return [_worst(each) for each in zip(*found, strict=True)]
+
+    def _largest(self, variants: Sequence[Variant]) -> Difference:
+        return _worst(self._largest_each(variants)) if variants else Difference()
+
+    def _controls(self, groups: Sequence[SymmetryGroup]) -> dict[str, float]:
+        """Return for each group the change that moving a part of what is tied makes; 0 where no part makes any."""
+        changes = dict.fromkeys((group.name for group in groups), 0.0)
+        for number in range(CONTROLS):
+            silent = [group for group in groups if changes[group.name] <= TOLERANCE]
+            tried = [(group, part) for group in silent for part in [_part_alone(self.checkpoint, group, number)]
+                     if part is not None]
+            variants = [Variant(part, self._carried(group)) for group, part in tried]
+            if variants:
+                for (group, _), seen in zip(tried, sweep(self.checkpoint, self.examples[-1], variants), strict=True):
+                    changes[group.name] = max(changes[group.name], seen.max_rel)
+        return changes
+
+    def _parts(self, group: SymmetryGroup) -> list[SymmetryGroup]:
+        """Return the largest parts of a failing group that halving finds to hold by themselves."""
+        if group.blocks > 1:
+            return []
+        least = max(2, int(group.size * LEAST_PART))
+        found: list[np.ndarray] = []
+        waiting = [np.arange(group.size)]
+        while waiting:
+            halves = [half for units in waiting for half in np.array_split(units, 2) if half.size >= least]
+            holding = self._holding(group, halves)
+            found += [half for half, holds in zip(halves, holding, strict=True) if holds]
+            waiting = [half for half, holds in zip(halves, holding, strict=True) if not holds and half.size >= 2 * least]
+        parts = [_part(group, units, f"{PART}{number}") for number, units in enumerate(self._joined(group, found), start=1)]
+        self._measure(parts)
+        return parts
+
+    def _joined(self, group: SymmetryGroup, parts: list[np.ndarray]) -> list[np.ndarray]:
+        """Join parts that hold together, one after the other."""
+        joined: list[np.ndarray] = []
+        for units in sorted(parts, key=lambda units: -units.size):
+            for number, other in enumerate(joined):
+                both = np.sort(np.concatenate([other, units]))
+                if self._holding(group, [both])[0]:
+                    joined[number] = both
+                    break
+            else:
+                joined.append(units)
+        return joined
+
+    def _holding(self, group: SymmetryGroup, parts: Sequence[np.ndarray]) -> list[bool]:
+        if not parts:
+            return []
+        variants = [self._alone(_part(group, units, PART)) for units in parts]
+        return [difference.max_rel <= TOLERANCE for difference in self._largest_each(variants)]
+
+    def _with(self, groups: Sequence[SymmetryGroup]) -> Symmetry:
+        return replace(self.symmetry, groups=tuple(groups))
 
 
-def _outputs(checkpoint: Checkpoint, inputs: Inputs) -> Outputs:
-    return run(checkpoint.graph, checkpoint.tensors, checkpoint.constants, inputs, dtype=torch.float64)
+PART = ".part"
 
 
-def _largest(exact: Checkpoint, symmetry: Symmetry, groups: Sequence[SymmetryGroup], examples: Sequence[Inputs],
-             references: Sequence[Outputs], draws: int, generator: np.random.Generator) -> tuple[float, float]:
-    max_abs = max_rel = 0.0
-    for _ in range(draws):
-        moved = exact.with_tensors(random_member(symmetry, groups, generator).apply(exact.tensors))
-        for inputs, reference in zip(examples, references, strict=True):
-            absolute, relative = compare(reference, _outputs(moved, inputs))
-            max_abs, max_rel = max(max_abs, absolute), max(max_rel, relative if relative == relative else np.inf)
-    return max_abs, max_rel
+def _part(group: SymmetryGroup, units: np.ndarray, suffix: str) -> SymmetryGroup:
+    """Return a group of some of the units of another."""
+    places = tuple(Place(p.tensor, p.axis, p.length, p.index[units]) for p in group.places)
+    taps = tuple(Tap(t.value, t.axis, t.index[units], t.consumers) for t in group.taps)
+    return replace(group, name=group.name + suffix, size=units.size, places=places, taps=taps)
 
 
-def _failing(groups: Sequence[SymmetryGroup], holds: Callable[[Sequence[SymmetryGroup]], bool]) -> set[str]:
-    """Return the names of the groups that fail, halving until single groups are left."""
-    if not groups or holds(groups):
-        return set()
-    if len(groups) == 1:
-        return {groups[0].name}
-    half = len(groups) // 2
-    return _failing(groups[:half], holds) | _failing(groups[half:], holds)
+def _worst(differences: Sequence[Difference]) -> Difference:
+    return Difference(max((d.max_abs for d in differences), default=0.0), max((d.max_rel for d in differences), default=0.0),
+                      sum(d.count for d in differences))
 
 
-def _negative_control(exact: Checkpoint, groups: Sequence[SymmetryGroup], inputs: Inputs,
-                      reference: Outputs) -> tuple[float, list[str]]:
-    """Return the smallest change that moving one tied tensor alone makes, and the groups where none makes any."""
-    spread = np.linspace(0, len(groups) - 1, min(CONTROLS, len(groups)), dtype=int)
-    chosen = [groups[i] for i in spread]
-    changes: Mapping[str, float] = {g.name: _change(exact, g, inputs, reference) for g in chosen}
-    silent = [name for name, change in changes.items() if change <= TOLERANCE]
-    heard = [change for change in changes.values() if change > TOLERANCE]
-    return (min(heard) if heard else 0.0), silent
+def _moving(group: SymmetryGroup, generator: np.random.Generator) -> Permutation:
+    """Return a random member that moves something in every block."""
+    order = Permutation.random(group.size, generator=generator, blocks=group.blocks).order.copy()
+    for run in np.split(np.arange(group.size), group.blocks):
+        if np.array_equal(order[run], run):
+            order[run] = np.roll(run, 1)
+    return Permutation(order)
 
 
-def _change(exact: Checkpoint, group: SymmetryGroup, inputs: Inputs, reference: Outputs) -> float:
-    """Return how much it changes to move a part of what is tied: one tensor alone, or one element of each unit."""
+def _part_alone(checkpoint: Checkpoint, group: SymmetryGroup, number: int) -> Plan | None:
+    """Return a plan that moves a part of what is tied: one tensor alone, or one element of each unit."""
     shift = Permutation(np.concatenate([np.roll(run, 1) for run in np.split(np.arange(group.size), group.blocks)]))
-    parts = [replace(place, index=place.index[:, :1]) for place in group.places]
-    parts += [place for place in group.places if place.index.shape[1] > 1 and len(group.places) > 1]
-    change = 0.0
-    for part in sorted(parts, key=lambda part: -exact.tensors[part.tensor].numel())[:4]:
-        alone = Plan(compose([((part.tensor, part.axis), part.length, part.index, shift)]), {})
-        _, change = compare(reference, _outputs(exact.with_tensors(alone.apply(exact.tensors)), inputs))
-        if change > TOLERANCE:
-            break
-    return change
+    plans = (Plan(compose([((p.tensor, p.axis), p.length, p.index, shift)]), {}) for p in _tied_parts(checkpoint, group))
+    return next((plan for i, plan in enumerate(plans) if i == number), None)
+
+
+def _tied_parts(checkpoint: Checkpoint, group: SymmetryGroup) -> Iterator[Place]:
+    """Yield places that may not move alone: whole ones where there are others, largest first, and one element of each unit."""
+    whole = [place for place in group.places if len(group.places) > 1]
+    yield from sorted(whole, key=lambda place: -checkpoint.meta(place.tensor).numel())
+    yield from (replace(place, index=place.index[:, :1]) for place in group.places if place.index.shape[1] > 1)

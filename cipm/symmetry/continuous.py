@@ -76,7 +76,10 @@ def discover_continuous(checkpoint: Checkpoint, groups: Sequence[SymmetryGroup] 
     turned = {int(i) for g in rotated for i in g.ids.ravel()}
     signs = [_freedom(finder, SIGN, g) for g in found[SIGN]
              if not _contained(g, mixed[INVERTIBLE] | mixed[ORTHOGONAL] | turned)]
-    return _named((*matrices, *kept, *signs))
+    starts = {(s.tensor, s.axis): s.start for s in unknowns.sources}
+    read_first = sorted((*matrices, *kept, *signs), key=lambda f: starts[f.places[0].tensor, f.places[0].axis]
+                        + int(f.places[0].index.min()))
+    return _named(read_first)
 
 
 def handled_ops() -> tuple[str, ...]:

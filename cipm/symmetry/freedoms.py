@@ -30,11 +30,6 @@ class FreedomPlace:
     blocks: int = 1
     offset: float = 0.0
 
-    @property
-    def variance(self) -> str:
-        """Return the word for the sign of the power."""
-        return "covariant" if self.power > 0 else "contravariant"
-
 
 @dataclass(frozen=True)
 class Absorption:
@@ -98,16 +93,12 @@ class ContinuousSymmetry:
         return self.certificate is not None and self.certificate.passed
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as JSON-ready values."""
-        return {**self.facts(), "fixes_ones": self.fixes_ones, "absorbs": [asdict(a) for a in self.absorbs],
-                "places": [{"tensor": p.tensor, "axis": p.axis, "length": p.length, "power": p.power, "blocks": p.blocks,
-                            "offset": p.offset, "index": p.index.tolist()} for p in self.places]}
-
-    def facts(self) -> dict[str, Any]:
-        """Return what a reader wants to know, without the positions."""
+        """Return everything as JSON-ready values; `freedom_from_json` gives it back."""
         return {"kind": self.kind, "name": self.name, "group": self.group, "units": self.units, "blocks": self.blocks,
                 "dimension": self.dimension, "conditions": list(self.conditions), "proved": self.proved,
-                "places": [{"tensor": p.tensor, "axis": p.axis, "power": p.power, "variance": p.variance} for p in self.places],
+                "fixes_ones": self.fixes_ones, "absorbs": [asdict(a) for a in self.absorbs],
+                "places": [{"tensor": p.tensor, "axis": p.axis, "length": p.length, "power": p.power, "blocks": p.blocks,
+                            "offset": p.offset, "index": p.index.tolist()} for p in self.places],
                 "certificate": asdict(self.certificate) if self.certificate else None}
 
 

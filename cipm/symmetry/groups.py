@@ -11,6 +11,7 @@ import numpy as np
 
 from cipm.errors import OptionError
 from cipm.permutation import Permutation, Plan, compose
+from cipm.symmetry.freedoms import ContinuousSymmetry, freedom_from_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,11 +81,26 @@ class Pin:
 
 
 @dataclass(frozen=True)
+class GroupProof:
+    """What was measured of one group by itself: differences where its values leave it, relative to the largest entry.
+
+    `negative_control` is the change that moving one tied tensor alone made; 0 where no part made any.
+    """
+
+    name: str
+    max_abs: float
+    max_rel: float
+    negative_control: float
+    passed: bool
+
+
+@dataclass(frozen=True)
 class Certificate:
     """The measured proof that reordering preserves the function.
 
-    `inputs` says on what (shapes, draws); differences are over all outputs, `max_rel` relative to the largest
-    absolute output of the same sample. `negative_control` is the smallest relative change that moving one tied tensor
+    `inputs` says on what (shapes); `draws` random members of all groups together were compared at the outputs, `max_rel`
+    relative to the largest absolute output of the same sample, and one of each group by itself (`groups`). The differences
+    are the largest of all these. `negative_control` is the smallest relative change that moving one tied tensor
     alone caused over the groups; it must exceed the tolerance, or the check could not have failed.
     """
 
@@ -97,13 +113,15 @@ class Certificate:
     passed: bool
     negative_control: float
     seconds: float
+    groups: tuple[GroupProof, ...] = ()
 
 
 @dataclass(frozen=True)
 class Symmetry:
     """Everything discovery knows about one checkpoint. Groups are listed inner levels first.
 
-    `carried` maps the name of every value of the graph on which units stand to the names of their groups.
+    `carried` maps the name of every value of the graph on which units stand to the names of their groups. `continuous` are the
+    symmetries beside permutations: scale, sign, orthogonal and invertible maps.
     """
 
     groups: tuple[SymmetryGroup, ...]
@@ -112,6 +130,7 @@ class Symmetry:
     movable_share: float
     notes: tuple[str, ...] = ()
     carried: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    continuous: tuple[ContinuousSymmetry, ...] = ()
 
     def group(self, name: str) -> SymmetryGroup:
         """Return the group called `name`, or raise OptionError listing the names."""
@@ -157,6 +176,7 @@ class Symmetry:
             "log10_equivalents": self.log10_equivalents,
             "notes": list(self.notes),
             "carried": {name: list(groups) for name, groups in self.carried.items()},
+            "continuous": [freedom.to_json() for freedom in self.continuous],
         }
 
 
@@ -169,6 +189,11 @@ def symmetry_from_json(payload: Mapping[str, Any]) -> Symmetry:
                             for t in g["taps"]),
                       g["proved"])
         for g in payload["groups"])
-    certificate = Certificate(**payload["certificate"]) if payload["certificate"] else None
+    certificate = _certificate(payload["certificate"]) if payload["certificate"] else None
     return Symmetry(groups, tuple(Pin(**pin) for pin in payload["pins"]), certificate, payload["movable_share"],
-                    tuple(payload["notes"]), {name: tuple(groups) for name, groups in payload["carried"].items()})
+                    tuple(payload["notes"]), {name: tuple(groups) for name, groups in payload["carried"].items()},
+                    tuple(freedom_from_json(freedom) for freedom in payload["continuous"]))
+
+
+def _certificate(payload: Mapping[str, Any]) -> Certificate:
+    return Certificate(**{**payload, "groups": tuple(GroupProof(**group) for group in payload["groups"])})

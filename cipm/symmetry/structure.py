@@ -175,8 +175,9 @@ def _active_events(walk: Walk, class_of: np.ndarray) -> list[Pairs]:
     child, parent = np.concatenate([np.zeros((2, 0), np.int64), *(pairs for pairs, _ in events)], axis=1)
     outer = np.zeros_like(hard)
     outer[parent] = True
-    while (risen := ~hard[parent] & hard[child] & outer[child]).any():  # a used outer axis makes its own blocks real
-        hard[parent[risen]] = True
+    merged = np.repeat([not soft for _, soft in events], [pairs.shape[1] for pairs, _ in events]).astype(bool)
+    while (risen := ~hard[parent] & hard[child] & (outer[child] | merged)).any():  # a used outer axis makes its own blocks real, and so does
+        hard[parent[risen]] = True  # one that was merged with another (batch × heads)
     return [pairs[:, hard[pairs[1]] | (not soft)] for pairs, soft in events]
 
 
@@ -284,7 +285,8 @@ def _merge_blocks(structure: Structure, families: list[Family], first: np.ndarra
 
 def _kind_of(structure: Structure, family: Family, home: np.ndarray, number: int) -> tuple[object, ...]:
     carriers = frozenset(int(home[c]) for c in family.carriers if home[c] >= 0)
-    others = frozenset(c for c in family.carriers if home[c] < 0)
+    others = frozenset((int(structure.standing[c]), -1) if (home[structure.above[c]] >= 0).any() else (-1, c)  # alike, or one
+                       for c in family.carriers if home[c] < 0)
     unit = family.units[:1]
     return (family.units.size, int(structure.standing[unit[0]]), int(structure.below.size(unit)[0]), carriers, others,
             number if not carriers else None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,13 +51,13 @@ def run(graph: Graph, tensors: Mapping[str, torch.Tensor], constants: Mapping[st
     """
     device = tensors[next(iter(tensors))].device if isinstance(tensors, dict) and tensors else torch.device("cpu")
     observe, intervene = observe or {}, intervene or {}
-    values: dict[str, Any] = {name: _cast(constants[key], dtype).to(device) for name, key in graph.constants.items()}
-    values |= {i.name: _cast(inputs[i.name], dtype).to(device) for i in graph.inputs}
+    values: dict[str, Any] = {name: cast(constants[key], dtype).to(device) for name, key in graph.constants.items()}
+    values |= {i.name: cast(inputs[i.name], dtype).to(device) for i in graph.inputs}
 
     def fetch(names: Iterable[str]) -> None:
         for name in names:
             if name not in values:
-                values[name] = _cast(tensors[graph.tensors[name]], dtype)
+                values[name] = cast(tensors[graph.tensors[name]], dtype)
                 _visit(values, name, observe, intervene)
 
     last = last_uses(graph)
@@ -66,7 +66,7 @@ def run(graph: Graph, tensors: Mapping[str, torch.Tensor], constants: Mapping[st
             _visit(values, name, observe, intervene)
         for step, node in enumerate(graph.nodes):
             fetch(node.refs())
-            values[node.name] = _call(node, values, dtype, device)
+            values[node.name] = call_node(node, values, dtype, device)
             _visit(values, node.name, observe, intervene)
             for name in last.get(step, ()):
                 del values[name]
@@ -96,7 +96,8 @@ def call_arguments(argument: Any, values: Mapping[str, Any]) -> Any:
     return _as_list(filled)
 
 
-def _call(node: Node, values: Mapping[str, Any], dtype: torch.dtype | None, device: torch.device) -> Any:
+def call_node(node: Node, values: Mapping[str, Any], dtype: torch.dtype | None, device: torch.device) -> Any:
+    """Return what one node makes of these values; raises UnsupportedModel where it cannot run on them."""
     def prepare(argument: Any) -> Any:
         if isinstance(argument, torch.dtype) and dtype is not None and argument in _REDUCED:
             return dtype
@@ -105,11 +106,30 @@ def _call(node: Node, values: Mapping[str, Any], dtype: torch.dtype | None, devi
     args = [prepare(call_arguments(argument, values)) for argument in node.args]
     kwargs = {key: prepare(call_arguments(argument, values)) for key, argument in node.kwargs.items()}
     try:
-        return resolve(node.op)(*args, **kwargs)
+        return _typed(resolve(node.op), args, kwargs, dtype)
     except (RuntimeError, IndexError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0][:300]
         raise UnsupportedModel(f"The model cannot run on these inputs: {node.op} says {reason!r}.",
                                where=node.name) from error
+
+
+def _typed(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], dtype: torch.dtype | None) -> Any:
+    """Call a function; what it makes has the asked type. A kernel without float64 (quantisation) computes in float32."""
+    try:
+        made = function(*args, **kwargs)
+    except RuntimeError:
+        if dtype is not torch.float64:
+            raise
+        made = function(*_cast_all(args, torch.float32), **_cast_all(kwargs, torch.float32))
+    return _cast_all(made, dtype)
+
+
+def _cast_all(item: Any, dtype: torch.dtype | None) -> Any:
+    if isinstance(item, Mapping):
+        return {key: _cast_all(part, dtype) for key, part in item.items()}
+    if isinstance(item, list | tuple):
+        return [_cast_all(part, dtype) for part in item]
+    return cast(item, dtype) if isinstance(item, torch.Tensor) else item
 
 
 def _visit(values: dict[str, Any], name: str, observe: Mapping[str, Observer],
@@ -120,7 +140,8 @@ def _visit(values: dict[str, Any], name: str, observe: Mapping[str, Observer],
         observe[name](values[name])
 
 
-def _cast(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+def cast(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    """Return a floating tensor in this type; others, and without a type all, as they are."""
     return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
 
@@ -128,4 +149,4 @@ def _as_list(argument: Any) -> Any:
     return [_as_list(item) for item in argument] if isinstance(argument, tuple) else argument
 
 
-__all__ = ["Intervention", "Observer", "Ref", "call_arguments", "last_uses", "resolve", "run"]
+__all__ = ["Intervention", "Observer", "Ref", "call_arguments", "call_node", "cast", "last_uses", "resolve", "run"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -239,7 +240,7 @@ def test_proof_finds_a_wrong_group_and_says_so():
     found = discover_groups(checkpoint)
     broken = tuple(type(g)(g.name, g.kind, g.size, g.blocks, g.parent, g.places[:-1] if g.name == "2" else g.places, g.taps)
                    for g in found.groups)
-    symmetry = prove(checkpoint, type(found)(broken, found.pins, None, found.movable_share))
+    symmetry = prove(checkpoint, replace(found, groups=broken))
     assert [g.name for g in symmetry.groups] == ["0"]
     assert symmetry.notes == ("2 was found but failed the proof and is left out",)
     assert symmetry.certificate.passed
@@ -344,3 +345,28 @@ def test_joined_parts_with_the_same_channels_move_as_channels_and_keep_their_pla
     assert [g.size for g in symmetry.groups] == [6, 5]
     index = next(p.index for p in symmetry.groups[0].places if p.tensor == "reduce.weight")
     np.testing.assert_array_equal(index, np.arange(24).reshape(4, 6).T)
+
+
+def test_a_failing_group_is_split_down_to_the_units_that_are_proved():
+    """Two units whose rows in one tensor were mixed up: the others are proved without them."""
+    checkpoint = trace(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)), torch.randn(4, 6))
+    found = discover_groups(checkpoint)
+    group, = found.groups
+    last = group.places[-1]
+    mixed = last.index.copy()
+    mixed[[2, 3]] = mixed[[3, 2]]
+    broken = replace(group, places=(*group.places[:-1], replace(last, index=mixed)))
+    symmetry = prove(checkpoint, replace(found, groups=(broken,)))
+    assert symmetry.certificate.passed and all(g.proved for g in symmetry.groups)
+    units = np.concatenate([g.places[0].index[:, 0] for g in symmetry.groups])
+    assert np.unique(units).size == units.size and set(range(4, 16)) <= set(units.tolist())
+    assert symmetry.notes[0].startswith("0 failed the proof as a whole; ")
+    assert {g.name for g in symmetry.groups} == {f"0.part{i}" for i in range(1, len(symmetry.groups) + 1)}
+
+
+def test_every_group_is_proved_by_itself_with_a_control_of_its_own():
+    symmetry = proved(Attention(), torch.randint(0, 20, (3, 5)))
+    proofs = symmetry.certificate.groups
+    assert [p.name for p in proofs] == [g.name for g in symmetry.groups]
+    assert all(p.passed and p.max_rel <= symmetry.certificate.tolerance < p.negative_control for p in proofs)
+    assert symmetry.certificate.negative_control == min(p.negative_control for p in proofs)
