@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from frontend.ids import Shell
-from frontend.pages import account, analysis, home, sharing
+from frontend.pages import account, analysis, home, sharing, symmetry
 from frontend.session import ClientFactory, Site
 from frontend.widgets import empty
 
@@ -51,7 +51,7 @@ def mount(app: FastAPI, make_client: ClientFactory) -> Dash:
                  include_pages_meta=False, serve_locally=True, use_async=True)
     _register_pages(site)
     pages.layout = shell()
-    for part in (home, analysis, sharing, account):
+    for part in (home, analysis, symmetry, sharing, account):
         part.register(pages, site)
     app.add_middleware(FirstPageFirst)
     return pages
@@ -93,10 +93,18 @@ def _register_pages(site: Site) -> None:
         return await home.layout(site)
 
     async def analysis_page(analysis_id: str = "", **query: Any) -> Component:
+        if "/" in analysis_id:
+            return await _not_found()
         return _with_dialogs(await analysis.layout(site, analysis_id, None, query))
 
     async def share_page(share_token: str = "", **query: Any) -> Component:
-        return await analysis.layout(site, None, share_token, query)
+        return await (_not_found() if "/" in share_token else analysis.layout(site, None, share_token, query))
+
+    async def symmetry_page(analysis_id: str = "", **query: Any) -> Component:
+        return await symmetry.layout(site, analysis_id, None, query)
+
+    async def shared_symmetry_page(share_token: str = "", **query: Any) -> Component:
+        return await symmetry.layout(site, None, share_token, query)
 
     async def login_page(**_: Any) -> Component:
         return account.login("/")
@@ -106,6 +114,12 @@ def _register_pages(site: Site) -> None:
 
     dash.page_registry.clear()
     dash.register_page("home", path="/", title="CIPM", layout=home_page)
+    # Dash takes the first page that fits, and a part in <> fits slashes as well: the longer addresses have an order, the
+    # others go by name, which is after every number.
+    dash.register_page("symmetry", path_template="/a/<analysis_id>/symmetry", title="Symmetry · CIPM", layout=symmetry_page,
+                       order=0)
+    dash.register_page("shared symmetry", path_template="/s/<share_token>/symmetry", title="Shared symmetry · CIPM",
+                       layout=shared_symmetry_page, order=1)
     dash.register_page("analysis", path_template="/a/<analysis_id>", title="Analysis · CIPM", layout=analysis_page)
     dash.register_page("share", path_template="/s/<share_token>", title="Shared analysis · CIPM", layout=share_page)
     dash.register_page("login", path="/login", title="Sign in · CIPM", layout=login_page)

@@ -38,6 +38,13 @@ class Heatmap(_Own):
     known = ("id", "className", "src", "share", "kind", "pane", "order", "orders", "caption")
 
 
+class ModelGraph(_Own):
+    """The drawing of a model's graph with its groups. src: address of the symmetry report; share: a share's token."""
+
+    _type = "ModelGraph"
+    known = ("id", "className", "src", "share")
+
+
 class Uploader(_Own):
     """Two slots for files; `model` and `probe` are the finished uploads as the API describes them, else None."""
 

@@ -51,6 +51,18 @@ class Analysis(StrEnum):
     DETAILS_OPEN = "analysis-details-open"
 
 
+class Symmetry(StrEnum):
+    """The symmetry report of one analysis."""
+
+    PAGE = "symmetry-page"
+    BODY = "symmetry-body"
+    VIEW = "symmetry-view"
+    PANEL = "symmetry-panel"
+    GRAPH = "symmetry-graph"
+    STREAM = "symmetry-stream"
+    PROGRESS = "symmetry-progress"
+
+
 class WhatIf(StrEnum):
     """The pruning what-if."""
 

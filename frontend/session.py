@@ -20,7 +20,7 @@ class Site:
     """The pages' only way to the backend: `make_client(cookie header, share token)`, and a small cache of reports."""
 
     make_client: ClientFactory
-    _reports: OrderedDict[tuple[str, str, str], Mapping[str, Any]] = field(default_factory=OrderedDict)
+    _reports: OrderedDict[tuple[str, ...], Mapping[str, Any]] = field(default_factory=OrderedDict)
 
     def visit(self, share: str | None = None) -> Client:
         """Return a client that speaks for the visitor of the running callback."""
@@ -36,8 +36,18 @@ class Site:
         """Return an analysis's report. The analysis was just asked for, so the visitor may read it."""
         job = analysis["job"]
         key = (analysis["id"], job["id"], str(job["finished"]))
-        if key not in self._reports:
-            self._reports[key] = await client.report(analysis["id"])
-            while len(self._reports) > KEPT_REPORTS:
-                self._reports.popitem(last=False)
-        return self._reports[key]
+        return self._reports.get(key) or self._keep(key, await client.report(analysis["id"]))
+
+    async def symmetry(self, client: Client, analysis: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return an analysis's symmetry report; it is kept once the newest job has found it, from when on it stays."""
+        job = analysis["job"]
+        key = (analysis["id"], job["id"], "symmetry")
+        found = self._reports.get(key) or await client.symmetry(analysis["id"])
+        known = any(stage["name"] == "discover" and stage["state"] in ("done", "cached") for stage in job["stages"])
+        return self._keep(key, found) if known else found
+
+    def _keep(self, key: tuple[str, ...], found: Mapping[str, Any]) -> Mapping[str, Any]:
+        self._reports[key] = found
+        while len(self._reports) > KEPT_REPORTS:
+            self._reports.popitem(last=False)
+        return found

@@ -78,6 +78,8 @@
   };
 
   /* ---------- the address is the state of the view ---------- */
+  /* What of the address the server renders, by page: a mark of the page, the store's id (frontend/ids.py), the names. */
+  const PAGES = [[".analysis", "view-state", ["group", "tab", "matrix"]], [".symmetry", "symmetry-view", ["group", "node"]]];
   const listeners = new Set();
   const read = () => Object.fromEntries(new URLSearchParams(location.search));
 
@@ -102,10 +104,10 @@
     },
     announce(before) {
       for (const action of [...listeners]) action(this.values, before);
-      const structural = ["group", "tab", "matrix"];
-      if (document.querySelector(".analysis") && structural.some((name) => before[name] !== this.values[name])) {
+      for (const [page, id, structural] of PAGES) {
+        if (!document.querySelector(page) || structural.every((name) => before[name] === this.values[name])) continue;
         const data = Object.fromEntries(structural.map((name) => [name, this.values[name] || null]));
-        cipm.setProps("view-state", { data });
+        cipm.setProps(id, { data });
       }
     },
     reload() { const before = this.values; this.values = read(); cipm.windows.read(); this.announce(before); },

@@ -21,7 +21,7 @@
   }
   function choose(node) {
     const changes = { [node.dataset.key]: node.dataset.value };
-    if (node.dataset.key === "group") Object.assign(changes, { matrix: null, range: null, keep: null });
+    if (node.dataset.key === "group") Object.assign(changes, { matrix: null, range: null, keep: null, node: null });
     cipm.view.patch(changes, ["group", "tab", "order", "show"].includes(node.dataset.key));
   }
   cipm.view.subscribe(mark);
@@ -71,17 +71,18 @@
     else if ((node = hit("th[data-sort]"))) sort(node);
   });
 
-  /* ---------- the filter of the group list ---------- */
+  /* ---------- filters: what they filter, and what says that nothing is left ---------- */
+  const FILTERS = { "group-filter": ["#group-list [data-key=group]", "group-none"], "pin-filter": ["#pin-rows [data-search]", "pin-none"] };
   document.addEventListener("input", (event) => {
-    const { target } = event;
-    if (!target.matches || !target.matches("#group-filter")) return;
+    const { target } = event, [rows, note] = FILTERS[target.id] || [];
+    if (!rows) return;
     const words = target.value.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
-    for (const row of document.querySelectorAll("#group-list [data-key=group]")) {
+    for (const row of document.querySelectorAll(rows)) {
       row.hidden = !words.every((word) => row.dataset.search.includes(word));
       shown += row.hidden ? 0 : 1;
     }
-    const none = document.getElementById("group-none");
+    const none = document.getElementById(note);
     if (none) none.hidden = shown > 0;
   });
 

@@ -10,6 +10,7 @@ import dash_mantine_components as dmc
 from dash import ClientsideFunction, Dash, Input, Output, Patch, State, dcc, html, no_update
 from dash.development.base_component import Component
 
+from frontend import symmetry_model as sm
 from frontend import view_models as vm
 from frontend import words
 from frontend.client import ApiError
@@ -56,7 +57,7 @@ async def body(site: Site, page: Json, analysis: Json, query: Json) -> list[Any]
         address = f"/api/analyses/{analysis['id']}"
         token = f"?share={page['share']}" if page.get("share") else ""
         stream = JobStream(id=Analysis.STREAM, src=f"{address}/events{token}", fallback=f"{address}{token}")
-        return [_plain_head(analysis), stream if job["status"] in vm.ACTIVE else None,
+        return [_plain_head(analysis, page), stream if job["status"] in vm.ACTIVE else None,
                 html.Div(progress.panel(job, page["read_only"]), id=Analysis.PROGRESS)]
     client = site.visit(page.get("share"))
     report = await site.report(client, analysis)
@@ -66,8 +67,15 @@ async def body(site: Site, page: Json, analysis: Json, query: Json) -> list[Any]
                                                     id=Analysis.GROUP)], className="analysis")]
 
 
-def _plain_head(analysis: Json) -> Component:
-    return html.Header([html.Div(html.H1(analysis["title"]), className="title-line"),
+def symmetry_link(page: Json) -> Component:
+    """Return the way to the symmetry report, where every group stands on the model's graph."""
+    return dcc.Link("Symmetry", href=sm.symmetry_address(page), className="cipm-button",
+                    title="Groups and pins on the model's graph")
+
+
+def _plain_head(analysis: Json, page: Json) -> Component:
+    line = [html.H1(analysis["title"]), html.Div(symmetry_link(page), className="actions")]
+    return html.Header([html.Div(line, className="title-line"),
                         facts([("Model", analysis["model"]["name"]), ("Size", words.size(analysis["model"]["size"])),
                                ("Probe data", (analysis.get("probe") or {}).get("name") or words.NONE)])],
                        className="analysis-head")
@@ -82,7 +90,8 @@ def _head(analysis: Json, report: Json, page: Json) -> Component:
     return html.Header([
         html.Div([html.H1(analysis["title"]), badge(proof.badge + figure, tone, proof.sentence),
                   badge("read only", "plain", "You were given a link to look at this analysis") if page["read_only"] else None,
-                  html.Div([button("Details", Analysis.DETAILS_OPEN), *owner], className="actions")], className="title-line"),
+                  html.Div([symmetry_link(page), button("Details", Analysis.DETAILS_OPEN), *owner], className="actions")],
+                 className="title-line"),
         facts(vm.fact_list(report) + members)], className="analysis-head")
 
 

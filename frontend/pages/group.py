@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import dash_mantine_components as dmc
-from dash import html
+from dash import dcc, html
 from dash.development.base_component import Component
 
+from frontend import symmetry_model as sm
 from frontend import view_models as vm
 from frontend import words
 from frontend.components import Heatmap
@@ -28,17 +29,19 @@ def panel(report: Json, view: vm.View, page: Json, measurements: list[Json]) -> 
         return empty("No symmetry group was found", "Every axis of this model is pinned by an operation.",
                      "Details lists which, and why.")
     group = vm.with_measurements(group, measurements)
-    return html.Div([_head(group, view), tabs(vm.TABS, "What to see of this group"),
+    return html.Div([_head(group, view, page), tabs(vm.TABS, "What to see of this group"),
                      html.Div([html.Div(_main(report, group, view, page), className="group-main"), _aside(group)],
                               className="group-body")],
                     className="group", **{"data-group": group["name"], "data-tab": view.tab})
 
 
-def _head(group: Json, view: vm.View) -> Component:
+def _head(group: Json, view: vm.View, page: Json) -> Component:
     orders = vm.order_names(group)
     size = vm.size_words(group["size"], group.get("kind") or "units", group.get("blocks") or 1)
     marks = [badge("proved", "good", "Reordering this group was proved to preserve the function")
-             if group.get("proved") else badge("not proved", "warn", "No certificate covers this group")]
+             if group.get("proved") else badge("not proved", "warn", "No certificate covers this group"),
+             dcc.Link("in the graph", href=sm.symmetry_address(page, group=group["name"]),
+                      title="Where it stands in the model")]
     viewing = view.tab in ("correlation", "weights") and orders
     tools = [choice("order", {name: vm.ORDER_WORDS.get(name, name) for name in orders}, orders[0], "Order of the units"),
              choice("show", {"original": "Original", "reordered": "Reordered", "both": "Side by side"}, "reordered",

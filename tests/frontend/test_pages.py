@@ -81,7 +81,8 @@ def test_assets_name_no_other_host() -> None:
 
 def test_every_page_is_registered(pages: Dash) -> None:
     assert {page["path_template"] or page["path"] for page in pages_of(pages)} == {
-        "/", "/a/<analysis_id>", "/s/<share_token>", "/login", "/account", "/404"}
+        "/", "/a/<analysis_id>", "/a/<analysis_id>/symmetry", "/s/<share_token>", "/s/<share_token>/symmetry",
+        "/login", "/account", "/404"}
 
 
 def pages_of(pages: Dash) -> list[Any]:
