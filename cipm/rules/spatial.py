@@ -42,11 +42,14 @@ def _slide(call: Call, value: Value, count: int, reason: str) -> list[Axis]:
 def unpooling(call: Call) -> list[Axis]:
     """bc…, bc… → bc…: values go back to the positions that their indices name."""
     count = _spatial(call, call["self"])
-    lead = LETTERS[:len(call.shape) - count]
+    letters = LETTERS[:len(call.shape)]
+    lead = len(letters) - count
     for value in (call["self"], call["indices"]):
         _slide(call, value, count, "pooling slides along it")
-    terms = [(value, lead + "WXYZ"[:count]) for value in (call["self"], call["indices"])]
-    return [*call.equation(terms, lead), *[call.fixed("pooling slides along it")] * count]
+    axes = call.equation([(call["self"], letters), (call["indices"], letters)], letters)
+    if any(isinstance(axis, np.ndarray) and any(n > 1 for n in axis.shape[lead:]) for axis in axes[:lead]):
+        raise ValueError("channels that depend on positions")
+    return [*axes[:lead], *[call.fixed("pooling slides along it")] * count]
 
 
 @rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")

@@ -176,8 +176,9 @@ def _active_events(walk: Walk, class_of: np.ndarray) -> list[Pairs]:
     outer = np.zeros_like(hard)
     outer[parent] = True
     merged = np.repeat([not soft for _, soft in events], [pairs.shape[1] for pairs, _ in events]).astype(bool)
-    while (risen := ~hard[parent] & hard[child] & (outer[child] | merged)).any():  # a used outer axis makes its own blocks real, and so does
-        hard[parent[risen]] = True  # one that was merged with another (batch × heads)
+    rises = outer[child] | merged  # a used outer axis makes its own blocks real; so does a merged one (batch × heads)
+    while (risen := ~hard[parent] & hard[child] & rises).any():
+        hard[parent[risen]] = True
     return [pairs[:, hard[pairs[1]] | (not soft)] for pairs, soft in events]
 
 
