@@ -35,13 +35,12 @@ def prove(checkpoint: Checkpoint, symmetry: Symmetry, *, draws: int = 2, seed: i
     """Prove every group by itself and all of them together.
 
     Returns: the symmetry with `proved` groups only, notes on what was left out, and its Certificate.
-    Cost: two forward passes in float64, in each of them the parts of the graph that the groups stand on, and `draws`
-    further passes for all groups together. Memory: one tensor and the live values at a time.
+    Cost: two forward passes in float64, in each of them the parts of the graph that the groups stand on and half of the
+    `draws` passes for all groups together. Memory: one tensor and the live values at a time.
     """
     start = time.perf_counter()
     proof = _Proof(checkpoint, symmetry, draws, seed)
-    kept, notes = proof.separate(symmetry.groups)
-    together = proof.together(kept)
+    kept, notes, together = proof.separate(symmetry.groups)
     while kept and together.max_rel > TOLERANCE:  # each holds alone, not all at once: leave out what disturbs the others
         disturbing = proof.disturbing(kept)
         notes.append(f"{disturbing.name} holds alone but not together with the other groups and is left out")
@@ -82,9 +81,9 @@ class _Proof:
         return "random inputs " + "; ".join(", ".join(f"{n} {list(t.shape)}" for n, t in example.items())
                                             for example in self.examples)
 
-    def separate(self, groups: Sequence[SymmetryGroup]) -> tuple[tuple[SymmetryGroup, ...], list[str]]:
-        """Return the groups (or parts of groups) that hold by themselves, and notes on the others."""
-        self._measure(groups)
+    def separate(self, groups: Sequence[SymmetryGroup]) -> tuple[tuple[SymmetryGroup, ...], list[str], Difference]:
+        """Return the groups (or parts of groups) that hold by themselves, notes on the others, and how all hold together."""
+        together = self._measure(groups)
         kept: list[SymmetryGroup] = []
         notes: list[str] = []
         for group in groups:
@@ -95,12 +94,12 @@ class _Proof:
                 notes.append(f"{group.name} was found but failed the proof and is left out" if not parts else
                              f"{group.name} failed the proof as a whole; {left} of its {group.size} units are proved in "
                              f"{len(parts)} part{'s' * (len(parts) > 1)}")
-        return tuple(kept), notes
+        return tuple(kept), notes, self.together(kept) if notes else together
 
     def together(self, groups: Sequence[SymmetryGroup]) -> Difference:
         """Return how far random members of all groups at once are from the model, at its outputs."""
-        plans = [random_member(self._with(groups), groups, self.generator) for _ in range(self.draws)]
-        return self._largest([Variant(plan, None) for plan in plans])
+        found = [sweep(self.checkpoint, inputs, self._members(groups)) for inputs in self.examples] if groups else []
+        return _worst([difference for differences in found for difference in differences])
 
     def disturbing(self, groups: Sequence[SymmetryGroup]) -> SymmetryGroup:
         """Return a group without which fewer or no others fail together, found by halving."""
@@ -113,40 +112,49 @@ class _Proof:
                 last = middle
         return groups[first]
 
-    def _measure(self, groups: Sequence[SymmetryGroup]) -> None:
-        differences = self._largest_each([self._alone(group) for group in groups])
-        controls = self._controls(groups)
-        for group, seen in zip(groups, differences, strict=True):
-            self.proofs[group.name] = GroupProof(group.name, seen.max_abs, seen.max_rel, controls[group.name],
+    def _measure(self, groups: Sequence[SymmetryGroup]) -> Difference:
+        """Measure every group by itself with a control; return how far all of them together are from the model."""
+        alone: list[list[Difference]] = []
+        joint: list[Difference] = []
+        changes = [Difference() for _ in groups]
+        for inputs in self.examples:
+            controls = self._controls(groups, 0) if inputs is self.examples[-1] else {}
+            members = self._members(groups)
+            found = sweep(self.checkpoint, inputs, [*map(self._alone, groups), *controls.values(), *members])
+            alone.append(found[:len(groups)])
+            joint += found[len(found) - len(members):]
+            for at, seen in zip(controls, found[len(groups):], strict=False):
+                changes[at] = seen
+        self._listen(groups, changes)
+        for group, seen, change in zip(groups, map(_worst, zip(*alone, strict=True)), changes, strict=True):
+            self.proofs[group.name] = GroupProof(group.name, seen.max_abs, seen.max_rel, change.max_rel,
                                                  seen.count > 0 and seen.max_rel <= TOLERANCE)
+        return _worst(joint)
 
     def _alone(self, group: SymmetryGroup) -> Variant:
         return Variant(random_member(self._with([group]), [group], self.generator), self._carried(group))
 
+    def _members(self, groups: Sequence[SymmetryGroup]) -> list[Variant]:
+        """Return variants of random members of all groups at once, as many as one example takes of the draws."""
+        return [Variant(random_member(self._with(groups), groups, self.generator), None)
+                for _ in range(-(-self.draws // len(self.examples)))]
+
+    def _controls(self, groups: Sequence[SymmetryGroup], number: int) -> dict[int, Variant]:
+        """Return {place in the list: variant that moves part `number` of what is tied in that group}."""
+        plans = {at: _part_alone(self.checkpoint, group, number) for at, group in enumerate(groups)}
+        return {at: Variant(plan, self._carried(groups[at]), TOLERANCE) for at, plan in plans.items() if plan is not None}
+
+    def _listen(self, groups: Sequence[SymmetryGroup], changes: list[Difference]) -> None:
+        """Try further parts of the groups whose first one changed nothing."""
+        for number in range(1, CONTROLS):
+            silent = {at: v for at, v in self._controls(groups, number).items() if changes[at].max_rel <= TOLERANCE}
+            if silent:
+                seen = sweep(self.checkpoint, self.examples[-1], list(silent.values()))
+                changes[:] = [dict(zip(silent, seen, strict=True)).get(at, change) for at, change in enumerate(changes)]
+
     def _carried(self, group: SymmetryGroup) -> frozenset[str]:
         name = group.name.split(PART)[0]
         return frozenset(value for value, names in self.symmetry.carried.items() if name in names)
-
-    def _largest_each(self, variants: Sequence[Variant]) -> list[Difference]:
-        """Return the largest difference of each variant over the examples."""
-        found = [sweep(self.checkpoint, inputs, variants) for inputs in self.examples]
-        return [_worst(each) for each in zip(*found, strict=True)]
-
-    def _largest(self, variants: Sequence[Variant]) -> Difference:
-        return _worst(self._largest_each(variants)) if variants else Difference()
-
-    def _controls(self, groups: Sequence[SymmetryGroup]) -> dict[str, float]:
-        """Return for each group the change that moving a part of what is tied makes; 0 where no part makes any."""
-        changes = dict.fromkeys((group.name for group in groups), 0.0)
-        for number in range(CONTROLS):
-            silent = [group for group in groups if changes[group.name] <= TOLERANCE]
-            tried = [(group, part) for group in silent for part in [_part_alone(self.checkpoint, group, number)]
-                     if part is not None]
-            variants = [Variant(part, self._carried(group)) for group, part in tried]
-            if variants:
-                for (group, _), seen in zip(tried, sweep(self.checkpoint, self.examples[-1], variants), strict=True):
-                    changes[group.name] = max(changes[group.name], seen.max_rel)
-        return changes
 
     def _parts(self, group: SymmetryGroup) -> list[SymmetryGroup]:
         """Return the largest parts of a failing group that halving finds to hold by themselves."""
@@ -181,7 +189,8 @@ class _Proof:
         if not parts:
             return []
         variants = [self._alone(_part(group, units, PART)) for units in parts]
-        return [difference.max_rel <= TOLERANCE for difference in self._largest_each(variants)]
+        found = [sweep(self.checkpoint, inputs, variants) for inputs in self.examples]
+        return [_worst(seen).max_rel <= TOLERANCE for seen in zip(*found, strict=True)]
 
     def _with(self, groups: Sequence[SymmetryGroup]) -> Symmetry:
         return replace(self.symmetry, groups=tuple(groups))

@@ -27,10 +27,14 @@ SMALL = 1e-6
 
 @dataclass(frozen=True)
 class Variant:
-    """A plan, and the names of the values that its units stand on; None: compare at the model's outputs alone."""
+    """A plan, and the names of the values that its units stand on; None: compare at the model's outputs alone.
+
+    A variant that comes further from the reference than `enough` (relative) is followed no more.
+    """
 
     plan: Plan
     carried: AbstractSet[str] | None
+    enough: float = float("inf")
 
 
 @dataclass
@@ -54,8 +58,6 @@ class _Run:
     keys: frozenset[str]
     difference: Difference = field(default_factory=Difference)
     values: dict[str, Any] = field(default_factory=dict)
-    failed: bool = False
-
 
 def sweep(checkpoint: Checkpoint, inputs: Mapping[str, torch.Tensor], variants: Sequence[Variant], *,
           dtype: torch.dtype = torch.float64) -> list[Difference]:
@@ -92,14 +94,14 @@ def _follow(run: _Run, node: Node, reference: Mapping[str, Any], stored: Mapping
     names = list(node.refs())
     changed = {name: run.values[name] for name in names if name in run.values}
     moved = {name for name in names if stored.get(name) in run.keys}
-    if run.failed or not (changed or moved):
+    if run.difference.max_rel > run.variant.enough or not (changed or moved):
         return
     operands = {name: reference[name] for name in names} | changed
     operands |= {name: run.variant.plan.move(stored[name], reference[name]) for name in moved}
     try:
         result = call_node(node, operands, dtype, CPU)
     except UnsupportedModel:
-        run.failed = True
+        run.values.clear()
         run.difference.add(float("inf"), float("inf"))
         return
     if isinstance(result, tuple | list) or run.variant.carried is None or node.name in run.variant.carried:
