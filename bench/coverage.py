@@ -2,13 +2,15 @@
 
     python bench/coverage.py                                   the plain torch families, a few minutes
     python bench/coverage.py --families all --write            all of them, and docs/coverage.md; hours on two cores
-    python bench/coverage.py --families gpt2,bert --formats huggingface,torch-pruning --limit-seconds 60
+    python bench/coverage.py --families gpt2,encoder --formats huggingface,torch-pruning --limit-seconds 60
 
 A round trip is: save, load, discover, prove, reorganize by random members of all groups at once, run the written file in the
-format's own runtime (torch.export.load, onnxruntime, transformers) beside the model it came from, restore, compare every bit.
-`.pt2` files hold float64, transformers loads its files as float64, onnxruntime computes in float32. A difference is relative to
-the largest output; beyond 1e-10 (float32: 1e-4) the trip counts as wrong. Seconds: torch.export.export of the model as it is
-(the yardstick), discovery without proof, proof. What Torch-Pruning's verdicts mean stands in `bench/peers/removal.py`.
+format's own runtime (torch.export.load, onnxruntime, transformers) beside the model it came from, read it again, undo the plan
+that it carries, compare every bit.
+`.pt2` files hold float64 and transformers loads its files as float64; the type shown is float32 where a model computes anything
+in it all the same, as many norms do, and for onnxruntime. A difference is relative to the largest output; beyond 1e-10 (float32:
+1e-4) the trip counts as wrong. Seconds: torch.export.export of the model as it is (the yardstick), discovery without proof,
+proof. What Torch-Pruning's verdicts mean stands in `bench/peers/removal.py`.
 
 Every trip runs in a child process with a memory limit, which is killed at the time limit and started anew for the rest.
 """
@@ -66,13 +68,15 @@ def main() -> int:
     parser.add_argument("--families", default="plain", help="plain, transformers, all, or names with commas between")
     parser.add_argument("--formats", default=",".join((*FORMATS, PEER)), help="with commas between")
     parser.add_argument("--limit-seconds", type=float, default=120, help="for one trip")
+    parser.add_argument("--total-seconds", type=float, default=float("inf"), help="start no trip after so long")
     parser.add_argument("--write", action="store_true", help="write docs/coverage.md")
     parser.add_argument("--rows", type=Path, help="a file that keeps every row; what it holds already is not run again")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.work:
         return work()
-    rows = run(tasks(chosen.families, chosen.formats.split(",")), chosen.limit_seconds, chosen.rows)
+    end = time.monotonic() + chosen.total_seconds
+    rows = run(tasks(chosen.families, chosen.formats.split(",")), chosen.limit_seconds, chosen.rows, end)
     print("\n" + "\n".join(totals(rows)))
     if chosen.write:
         DOCUMENT.write_text(document(rows))
@@ -86,32 +90,34 @@ def tasks(families: str, formats: Sequence[str]) -> list[tuple[str, str]]:
     return [(name, kind) for name in names for kind in formats if kind == PEER or kind in zoo.formats(name)]
 
 
-def run(wanted: Sequence[tuple[str, str]], limit: float, kept: Path | None) -> list[Row]:
-    """Return the row of every task, printing each as it comes."""
+def run(wanted: Sequence[tuple[str, str]], limit: float, kept: Path | None, end: float) -> list[Row]:
+    """Return the row of every task that was done by the end, printing each as it comes."""
     rows = {(row.family, row.format): row for row in _read(kept)}
     waiting = [task for task in wanted if task not in rows]
-    while waiting:
-        for row in _child(waiting[:TASKS_PER_CHILD], limit):
+    while waiting and time.monotonic() < end:
+        for row in _child(waiting[:TASKS_PER_CHILD], limit, end):
             rows[row.family, row.format] = row
             waiting.remove((row.family, row.format))
             print(line(row), flush=True)
             if kept:
                 with kept.open("a") as file:
                     file.write(json.dumps(asdict(row)) + "\n")
-    return [rows[task] for task in wanted]
+    return [rows[task] for task in wanted if task in rows]
 
 
 def _read(kept: Path | None) -> list[Row]:
     return [Row(**json.loads(text)) for text in kept.read_text().splitlines()] if kept and kept.exists() else []
 
 
-def _child(batch: Sequence[tuple[str, str]], limit: float) -> Iterator[Row]:
-    """Yield the rows of one child process until its tasks are done, or it dies or is killed (the task counts as that)."""
+def _child(batch: Sequence[tuple[str, str]], limit: float, end: float) -> Iterator[Row]:
+    """Yield the rows of one child process until its tasks or the time are over, or it dies or is killed (a row of its own)."""
     child = subprocess.Popen([sys.executable, __file__, "--work"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                              stderr=subprocess.DEVNULL, start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
         _answer(child, 120)  # its imports
         for family, kind in batch:
+            if time.monotonic() > end:
+                return
             child.stdin.write(json.dumps([family, kind]).encode() + b"\n")
             child.stdin.flush()
             answer = _answer(child, limit)

@@ -1,7 +1,8 @@
-"""One family through one format and back: save, load, discover, prove, reorganize, run in the format's own runtime, restore."""
+"""One family through one format and back: save, load, discover, prove, reorganize, run in the format's own runtime, undo."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import tempfile
 import time
@@ -13,15 +14,29 @@ from typing import Any
 import numpy as np
 import torch
 from peers import zoo
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from cipm.export import export, restore
+from cipm.export import export
+from cipm.export.record import read_plan
 from cipm.load import load
 from cipm.symmetry import discover_groups, prove, random_member
 from cipm.testing.models import ROWS, quiet
 
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4}
 warnings.simplefilter("ignore")
+
+
+class Coarsest(TorchDispatchMode):
+    """Watch for float32 inside a model whose weights are float64: many compute norms and angles so."""
+
+    dtype = torch.float64
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.is_floating_point() and result.dtype != torch.float64:
+            self.dtype = torch.float32
+        return result
 
 
 class Skipped(Exception):
@@ -34,9 +49,10 @@ def round_trip(family: str, kind: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         path, runtime, dtype = SAVERS[kind](subject, folder)
-        model = subject.model.to(dtype)
-        reference = outputs(model, cast(subject.example, dtype))
-        checkpoint = load(path)
+        example = cast(subject.example, dtype)
+        with Coarsest() as watched:
+            reference = outputs(subject.model.to(dtype), example)
+        checkpoint = subject.checkpoint if kind == "huggingface" else load(path)
         start = time.perf_counter()
         found = discover_groups(checkpoint)
         discovered = time.perf_counter()
@@ -44,15 +60,15 @@ def round_trip(family: str, kind: str) -> dict[str, Any]:
         proved = time.perf_counter()
         plan = random_member(symmetry, symmetry.groups, np.random.default_rng(0))
         written = export(checkpoint, path, plan, None, folder / f"reordered{path.suffix}")
-        change = difference(reference, runtime(written, cast(subject.example, dtype)))
-        back = load(restore(written, folder / f"restored{path.suffix}"))
-        same = all(torch.equal(checkpoint.tensors[key], back.tensors[key]) for key in checkpoint.tensors)
-        name = str(dtype).removeprefix("torch.")
+        change = difference(reference, runtime(written, example))
+        back = read_plan(written)[0].coinverse.apply(load(written).tensors)
+        same = all(torch.equal(checkpoint.tensors[key], back[key]) for key in checkpoint.tensors)
+        name = str(watched.dtype).removeprefix("torch.")
         right = same and symmetry.certificate.passed and change <= TOLERANCE[name]
-        reasons = ([] if same else ["restore changed a tensor"]) + [n for n in symmetry.notes if "failed" in n]
+        reasons = ([] if same else ["undoing changed a tensor"]) + [n for n in symmetry.notes if "failed" in n]
         return {"status": "ok" if right else "wrong", "detail": "; ".join(reasons), "groups": len(symmetry.groups),
                 "log10": symmetry.log10_equivalents, "movable": symmetry.movable_share, "pins": len(symmetry.pins),
-                "difference": change, "dtype": name, "export": export_seconds(subject), "discovery": discovered - start,
+                "difference": change, "dtype": name, "export": export_seconds(family), "discovery": discovered - start,
                 "proof": proved - discovered}
 
 
@@ -97,36 +113,47 @@ def difference(one: Sequence[Tensor], two: Sequence[Tensor]) -> float:
     return worst
 
 
-def exported(model: nn.Module, example: zoo.Example) -> torch.export.ExportedProgram:
-    """Return the exported program with free rows, or as many rows as the example has where the model is bound to them."""
-    args, kwargs = ((), example) if isinstance(example, dict) else (example, None)
+def free_rows(example: zoo.Example) -> Any:
+    """Return dynamic shapes that leave the number of rows of every input free."""
     rows = {0: torch.export.Dim(ROWS)}
-    dynamic = {name: rows for name in example} if isinstance(example, dict) else tuple(rows for _ in example)
+    return {name: rows for name in example} if isinstance(example, dict) else tuple(rows for _ in example)
+
+
+def with_free_rows(write: Callable[[Any], Any], example: zoo.Example, tool: str) -> Any:
+    """Return write(dynamic shapes), with fixed rows where free ones fail; raises Skipped where both do."""
     with quiet():
         try:
-            return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
-        except Exception:  # noqa: BLE001 - torch raises many kinds; what fails with fixed rows as well is told
-            return torch.export.export(model, args, kwargs, strict=False)
+            return write(free_rows(example))
+        except Exception:  # noqa: BLE001 - exporters raise many kinds; what fails with fixed rows as well is told
+            try:
+                return write(None)
+            except Exception as error:  # noqa: BLE001
+                raise Skipped(f"{tool}: {type(error).__name__}: {error}") from error
 
 
-def export_seconds(subject: zoo.Subject) -> float:
-    """Return how long torch.export.export takes on the model in float32, the second time (the first one imports)."""
-    model = subject.model.float()
-    args, kwargs = ((), subject.example) if isinstance(subject.example, dict) else (subject.example, None)
+def arguments(example: zoo.Example) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    return ((), example) if isinstance(example, dict) else (example, {})
+
+
+@functools.lru_cache(maxsize=1)
+def export_seconds(family: str) -> float:
+    """Return how long torch.export.export takes on the model in float32; 0 where it fails."""
+    subject = zoo.subject(family)
+    args, kwargs = arguments(subject.example)
     with quiet():
         start = time.perf_counter()
         try:
-            torch.export.export(model, args, kwargs, strict=False)
+            torch.export.export(subject.model, args, kwargs, strict=False)
         except Exception:  # noqa: BLE001 - no yardstick then
             return 0.0
     return time.perf_counter() - start
 
 
 def save_pt2(subject: zoo.Subject, folder: Path):
-    try:
-        program = exported(subject.model.double(), cast(subject.example, torch.float64))
-    except Exception as error:  # noqa: BLE001
-        raise Skipped(f"torch.export: {type(error).__name__}: {error}") from error
+    example = cast(subject.example, torch.float64)
+    args, kwargs = arguments(example)
+    program = with_free_rows(lambda shapes: torch.export.export(subject.model.double(), args, kwargs, dynamic_shapes=shapes,
+                                                                strict=False), example, "torch.export")
     with quiet():
         torch.export.save(program, folder / "model.pt2")
     return folder / "model.pt2", _run_pt2, torch.float64
@@ -138,14 +165,10 @@ def _run_pt2(path: Path, example: zoo.Example) -> list[Tensor]:
 
 
 def save_onnx(subject: zoo.Subject, folder: Path):
-    example = subject.example
-    args, kwargs = ((), example) if isinstance(example, dict) else (example, None)
-    try:
-        with quiet():
-            torch.onnx.export(subject.model.float(), args, folder / "model.onnx", kwargs=kwargs, dynamo=True, verbose=False,
-                              external_data=False, optimize=True)
-    except Exception as error:  # noqa: BLE001
-        raise Skipped(f"torch.onnx.export: {type(error).__name__}: {error}") from error
+    args, kwargs = arguments(subject.example)
+    with_free_rows(lambda shapes: torch.onnx.export(
+        subject.model.float(), args, folder / "model.onnx", kwargs=kwargs, dynamic_shapes=shapes, dynamo=True, verbose=False,
+        external_data=False), subject.example, "torch.onnx.export")
     return folder / "model.onnx", _run_onnx, torch.float32
 
 
@@ -158,8 +181,7 @@ def _run_onnx(path: Path, example: zoo.Example) -> list[Tensor]:
 
 
 def save_huggingface(subject: zoo.Subject, folder: Path):
-    path = subject.save(folder / "model")
-    return path, lambda written, example: outputs(subject.open(written).double(), example), torch.float64
+    return subject.path, lambda written, example: outputs(subject.open(written).double(), example), torch.float64
 
 
 SAVERS = {"pt2": save_pt2, "onnx": save_onnx, "huggingface": save_huggingface}

@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
+import functools
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
+from cipm.load import Checkpoint, load
+from cipm.load.huggingface_classes import model_class
+from cipm.symmetry import example_inputs
 from cipm.testing.networks import NETWORKS
+from cipm.testing.transformers_zoo import ZOO, build, by_name, save
 
 Example = dict[str, Tensor] | tuple[Tensor, ...]
-MODULE = "cipm.testing.transformers_zoo"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model with an example of its inputs; `save` writes the format of its library, `open` reads that back with it."""
+    """A model with an example of its inputs; of transformers also its saved files, what we read of them, and its own reader."""
 
     model: nn.Module
     example: Example
-    save: Callable[[Path], Path] | None = None
+    path: Path | None = None
+    checkpoint: Checkpoint | None = None
     open: Callable[[Path], nn.Module] | None = None
 
 
 def names(families: str) -> list[str]:
-    """Return the families that `plain`, `transformers`, `all` or a list with commas means."""
-    groups = {"plain": list(NETWORKS), "transformers": list(_entries())}
-    groups["all"] = [*groups["plain"], *groups["transformers"]]
-    return [name for part in families.split(",") for name in groups.get(part, [part])]
+    """Return what a list with commas means: plain, transformers, all, a family or type of the table, or a name."""
+    found: dict[str, None] = {}
+    for part in families.split(","):
+        entries = [e.label for e in ZOO if part in ("transformers", "all", e.family, e.type, e.label)]
+        plain = [name for name in NETWORKS if part in ("plain", "all", name)]
+        if not (entries or plain):
+            raise SystemExit(f"There is no family {part!r}.")
+        found |= dict.fromkeys([*plain, *entries])
+    return list(found)
 
 
 def formats(family: str) -> tuple[str, ...]:
@@ -42,12 +52,26 @@ def subject(family: str) -> Subject:
     """Return the family's model in evaluation mode with an example."""
     if family in NETWORKS:
         return Subject(NETWORKS[family].make(), NETWORKS[family].example())
-    return _transformers(family)
+    entry = by_name(family)
+    folder, checkpoint, example = _read(family)
+    return Subject(without_cache(build(entry)), dict(example), Path(folder.name) / "model", checkpoint,
+                   lambda path: without_cache(
+        model_class(entry.type, entry.name).from_pretrained(path, dtype=torch.float64)))
 
 
-def _entries() -> dict:
-    return importlib.import_module(MODULE).ZOO if importlib.util.find_spec(MODULE) else {}
+@functools.lru_cache(maxsize=1)
+def _read(family: str) -> tuple[tempfile.TemporaryDirectory, Checkpoint, dict[str, Tensor]]:
+    """Return a folder with the family's files (it goes with the value), the checkpoint, and inputs that it takes."""
+    folder = tempfile.TemporaryDirectory()
+    save(by_name(family), Path(folder.name) / "model")
+    checkpoint = load(Path(folder.name) / "model")
+    return folder, checkpoint, example_inputs(checkpoint, generator=torch.Generator().manual_seed(0))
 
 
-def _transformers(family: str) -> Subject:
-    raise KeyError(family)
+def without_cache(model: nn.Module) -> nn.Module:
+    """Return the model told to keep no keys and values, which are no output of its function."""
+    for module in model.modules():
+        for config in filter(None, (getattr(module, "config", None), getattr(module, "text_config", None))):
+            if hasattr(config, "use_cache"):
+                config.use_cache = False
+    return model.eval()

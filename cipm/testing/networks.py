@@ -55,9 +55,10 @@ def randomize(model: nn.Module, seed: int) -> None:
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
         for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            stored = tensor.is_floating_point() and tensor.numel() > 1 and name not in module._non_persistent_buffers_set
             if "Norm" in type(module).__name__ and name in ("weight", "running_var"):
                 tensor.data.uniform_(0.5, 1.5, generator=generator)
-            elif tensor.is_floating_point() and bool((tensor == tensor.flatten()[0]).all()):
+            elif stored and bool((tensor == tensor.flatten()[0]).all()):
                 tensor.data.normal_(0, 0.1, generator=generator)
 
 
