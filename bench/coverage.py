@@ -7,10 +7,10 @@
 A round trip is: save, load, discover, prove, reorganize by random members of all groups at once, run the written file in the
 format's own runtime (torch.export.load, onnxruntime, transformers) beside the model it came from, read it again, undo the plan
 that it carries, compare every bit.
-`.pt2` files hold float64 and transformers loads its files as float64; the type shown is float32 where a model computes anything
-in it all the same, as many norms do, and for onnxruntime. A difference is relative to the largest output; beyond 1e-10 (float32:
-1e-4) the trip counts as wrong. Seconds: torch.export.export of the model as it is (the yardstick), discovery without proof,
-proof. What Torch-Pruning's verdicts mean stands in `bench/peers/removal.py`.
+`.pt2` files hold float64 and transformers loads its files as float64; the type shown is float32 where a model computes some
+of it in that all the same, as many norms do, and for onnxruntime. A difference is relative to the largest output; beyond
+1e-10 (float32: 1e-4) the trip counts as wrong. Seconds: torch.export.export of the model as it is (the yardstick), discovery
+without proof, proof. What Torch-Pruning's verdicts mean stands in `bench/peers/removal.py`.
 
 Every trip runs in a child process with a memory limit, which is killed at the time limit and started anew for the rest.
 """
