@@ -188,7 +188,7 @@
 
   /* ---------- the component ---------- */
   const SLOTS = {
-    model: { title: "Model", text: "Drop a model here", formats: ".pt2, or a Hugging Face folder (config.json + safetensors), also zipped" },
+    model: { title: "Model", text: "Drop a model here", formats: ".pt2, .onnx, or a Hugging Face folder (config.json + safetensors), also zipped" },
     probe: { title: "Probe data", text: "Drop probe data here", formats: ".npz, .npy, .csv, or a zip or folder of images; labels optional" },
   };
   class Uploader {
