@@ -98,8 +98,10 @@ def _block(names: Names, prefix: str, stride: int, shortcut: str, values: Mappin
         raise _not(names, "a ResNet", f"{prefix}.conv1.weight")
     strides = (1, stride, 1) if deep else (stride, 1)  # a bottleneck strides in its 3 × 3 convolution, as torchvision's do
     inner: Items = []
+    groups = names.shape(first)[0] // names.shape(names.find(f"{prefix}.conv2", "weight") or first)[1] if deep else 1
     for number, each in enumerate(strides, 1):
-        inner += [_conv(f"{prefix}.conv{number}", each, 1 if not deep or number == 2 else 0), _norm(f"{prefix}.bn{number}")]
+        inner += [_conv(f"{prefix}.conv{number}", each, 1 if not deep or number == 2 else 0, groups if number == 2 else 1),
+                  _norm(f"{prefix}.bn{number}")]
         inner += [{"type": "relu"}] if number < len(strides) else []
     block: dict[str, Any] = {"type": "residual", "layers": inner}
     down = next((part for part in ("downsample", "shortcut") if names.find(f"{prefix}.{part}.0", "weight")), None)
@@ -187,8 +189,8 @@ def _sequence(kind: str) -> Callable[[Names, Mapping[str, Any]], Items]:
 
 # --- parts ------------------------------------------------------------------------------------------------------------
 
-def _conv(name: str, stride: int, padding: int) -> dict[str, Any]:
-    return {"type": "conv", "weights": name, "stride": stride, "padding": padding}
+def _conv(name: str, stride: int, padding: int, groups: int = 1) -> dict[str, Any]:
+    return {"type": "conv", "weights": name, "stride": stride, "padding": padding, "groups": groups}
 
 
 def _norm(name: str) -> dict[str, Any]:

@@ -74,7 +74,8 @@ def weight_files(source: Source) -> list[str]:
     found = [name for name in source.files if "/" not in name and name.endswith(SUFFIXES)]
     if NAME in source:
         return found
-    foreign = [name for name in source.files if name.endswith((".index.json", ".onnx", ".h5", ".msgpack")) or "/" in name]
+    foreign = [name for name in source.files if "/" in name or name.startswith("serialized_")
+               or name.endswith((".index.json", ".onnx", ".h5", ".msgpack"))]
     if len(found) != 1 or foreign or "archive_format" in source or "data.pkl" in source:
         return []
     return found if CONFIG not in source or _is_ours(source) else []

@@ -18,12 +18,14 @@ from cipm.load.archive import Source, open_source
 from cipm.load.checkpoint import LazyTensors
 from cipm.load.pickles import FIX, MAX_PICKLE, Storage, Stored, read_pickle
 from cipm.load.ranges import Ranges, open_all
-from cipm.load.tensors import MAX_RANK, raw_tensor
+from cipm.load.tensors import MAX_RANK, flat_tensor
 
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 TRAILER = b"\ncipm.json\n"
 """What stands before the record at the end of a file of the old layout; torch's loader stops before it."""
-MAX_TENSORS, MAX_DEPTH, MAX_DICTS = 100_000, 4, 10_000
+MAX_DEPTH, MAX_DICTS = 4, 10_000
+MAX_UNFOLDED = 2**26
+"""The most bytes of a tensor with strides of zero, which may unfold to more than its storage holds."""
 _ELSEWHERE = "Save it again with a present torch on a little-endian machine."
 _AGAIN = "Save or upload the file again."
 _USUAL = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params", "ema")
@@ -52,12 +54,14 @@ class TorchFile:
         """Return the tensors by key, in file order, aliases left out."""
         own = {key: place for key, place in self.places.items() if key not in self.aliases}
         metas = {key: torch.empty(place.shape, dtype=place.dtype, device="meta") for key, place in own.items()}
-        return LazyTensors(metas, lambda key: self._read(key, own[key]))
+        return LazyTensors(metas, lambda key: self._read(own[key]))
 
-    def _read(self, key: str, place: Stored) -> torch.Tensor:
+    def _read(self, place: Stored) -> torch.Tensor:
         start, end = _extent(place)
+        if start == end:
+            return torch.empty(place.shape, dtype=place.dtype)
         data = self.storages[place.storage.name].read(start, end)
-        return raw_tensor(data, place.dtype, place.shape, place.strides, 0, key)
+        return flat_tensor(data, place.dtype).as_strided(place.shape, place.strides).contiguous()
 
 
 def is_torch_zip(source: Source) -> bool:
@@ -202,7 +206,8 @@ def _check(key: str, place: Stored) -> None:
     if 0 in place.shape:
         return
     _, end = _extent(place)
-    if max(end, math.prod(place.shape) * place.dtype.itemsize) > place.storage.size:  # the second: zero strides unfold
+    size = math.prod(place.shape) * place.dtype.itemsize
+    if end > place.storage.size or size > max(place.storage.size, MAX_UNFOLDED if 0 in place.strides else 0):
         raise CorruptFile(f"Tensor {key!r} of shape {list(place.shape)} needs more than the {place.storage.size:,} bytes of "
                           "its storage.", where=key, fix=_AGAIN)
     reach = 0

@@ -12,10 +12,12 @@ from typing import Any
 import bad_models as make
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from cipm.errors import CipmError
 from cipm.load import load
+from cipm.testing.transformers_zoo import by_name, save
 from cipm.trace import run
 
 Builder = Callable[[Path], Path]
@@ -119,10 +121,54 @@ def _training(module: Callable[[], nn.Module]) -> Builder:
     return lambda tmp: make.save_export(module().train(), tmp / "train.pt2", torch.randn(3, 4))
 
 
-def _shards(tmp: Path) -> Path:
-    folder = make.hub_folder(tmp / "model", make.CONFIG)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../../etc/passwd"}}))
+def _llama(**config: Any) -> Builder:
+    return _hub({"model_type": "llama", "architectures": ["LlamaForCausalLM"], **config})
+
+
+def _llava(text: dict[str, Any]) -> Builder:
+    return _hub({"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"], "text_config": text})
+
+
+def _nested(depth: int) -> dict[str, Any]:
+    return {"factor": _nested(depth - 1)} if depth else {}
+
+
+def _config(data: bytes) -> Builder:
+    def build(tmp: Path) -> Path:
+        folder = make.hub_folder(tmp / "model", {}, {"a": torch.zeros(2)})
+        (folder / "config.json").write_bytes(data)
+        return folder
+    return build
+
+
+def _shards(index: Any) -> Builder:
+    def build(tmp: Path) -> Path:
+        folder = make.hub_folder(tmp / "model", make.CONFIG)
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        return folder
+    return build
+
+
+def _twice(tmp: Path) -> Path:
+    folder = _shards({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}})(tmp)
+    for file in ("one", "two"):
+        save_file({"same": torch.zeros(2)}, folder / f"{file}.safetensors")
     return folder
+
+
+def _whole_and_parts(tmp: Path) -> Path:
+    entry = by_name("mixtral:MixtralForCausalLM")
+    save(entry, tmp / "model")
+    tensors = load_file(tmp / "model" / "model.safetensors")
+    shape = entry.values["num_local_experts"], entry.values["hidden_size"], entry.values["intermediate_size"]
+    tensors["model.layers.0.mlp.experts.down_proj"] = torch.zeros(shape)
+    save_file(tensors, tmp / "model" / "model.safetensors")
+    return tmp / "model"
+
+
+def _entries(**places: tuple[int, int]) -> bytes:
+    return json.dumps({key: {"dtype": "F32", "shape": [(end - start) // 4], "data_offsets": [start, end]}
+                       for key, (start, end) in places.items()}).encode()
 
 
 def _header(tmp: Path, header: bytes, data: bytes = b"") -> Path:
@@ -205,9 +251,57 @@ CASES: dict[str, Builder] = {
                                 "vocab_size": 10}),
     "hub heads do not divide": _hub({"model_type": "bert", "architectures": ["BertModel"], "hidden_size": 10, "vocab_size": 10,
                                      "num_attention_heads": 3}),
+    "hub code in a part": _llava({"auto_map": {"AutoModel": "evil--repo.Model"}}),
+    "hub backbone from a hub": _hub({"model_type": "detr", "architectures": ["DetrModel"], "use_timm_backbone": True,
+                                     "backbone": "evil/repository"}),
+    "hub pretrained backbone": _hub({"model_type": "dpt", "architectures": ["DPTModel"], "use_pretrained_backbone": True}),
+    "hub backbone of timm": _hub({"model_type": "upernet", "architectures": ["UperNetForSemanticSegmentation"],
+                                  "backbone_config": {"model_type": "timm_backbone", "backbone": "evil/repository"}}),
+    "hub part off the list": _llava({"model_type": "os.path"}),
+    "hub index of passages": _hub({"model_type": "rag", "architectures": ["RagModel"], "index_path": "/etc/passwd"}),
+    "hub type is a path": _hub({"model_type": "../../evil"}),
+    "hub class is a module": _hub({"architectures": ["os.system"]}),
+    "hub class is no model": _hub({"architectures": ["nn"]}),
+    "hub vocabulary of 10^12": _llama(vocab_size=10**12),
+    "hub width below nought": _llama(hidden_size=-(10**9)),
+    "hub number as text": _llama(hidden_size="64"),
+    "hub number as a list": _llama(num_hidden_layers=[2] * 5000),
+    "hub not a number": _llama(rms_norm_eps=float("nan")),
+    "hub activation is a path": _llama(hidden_act="../../etc/passwd"),
+    "hub activation is a mapping": _llama(hidden_act={"a": 1}),
+    "hub nested bomb": _llama(rope_parameters=_nested(40)),
+    "hub many labels": _llama(num_labels=10**9),
+    "hub layer kinds bomb": _llama(layer_types=["full_attention"] * 10**5),
+    "hub key is code": _llama(rope_parameters={"__class__": 1}),
+    "hub layers times experts": _hub({"model_type": "mixtral", "architectures": ["MixtralForCausalLM"],
+                                      "num_hidden_layers": 512, "num_local_experts": 4096}),
+    "hub too many parameters": _llama(hidden_size=262_144, intermediate_size=262_144, num_hidden_layers=512,
+                                      num_attention_heads=1024, num_key_value_heads=1024),
+    "hub tables too large": _hub({"model_type": "gpt_neo", "architectures": ["GPTNeoModel"], "max_position_embeddings": 10**6}),
+    "hub settings of one layer": _llama(per_layer_config={"0": {"hidden_size": 9}}),
+    "hub config is a list": _config(b"[]"),
+    "hub config too deep": _config(b"[" * 200_000),
+    "hub config too long": _config(b'{"a": "' + b"x" * 2**20 + b'"}'),
     "hub tensors missing": _hub({}, {"other": torch.zeros(2)}),
     "hub tensor misshapen": _hub({}, {"embedder.embedder.convolution.weight": torch.zeros(4, 1, 3, 3)}),
-    "hub shard outside": _shards,
+    "hub shard outside": _shards({"weight_map": {"a": "../../etc/passwd"}}),
+    "hub shard by its full path": _shards({"weight_map": {"a": "/etc/model.safetensors"}}),
+    "hub shard in a folder": _shards({"weight_map": {"a": "sub/model.safetensors"}}),
+    "hub shard of another kind": _shards({"weight_map": {"a": "config.json"}}),
+    "hub index empty": _shards({"weight_map": {}}),
+    "hub index is a list": _shards([1]),
+    "hub tensor in two shards": _twice,
+    "hub whole and in parts": _whole_and_parts,
+    "safetensors overlap": lambda tmp: _header(tmp, _entries(a=(0, 8), b=(4, 12)), bytes(12)),
+    "safetensors huge tensor": _tensor(shape=[2**31, 2**31], data_offsets=[0, 2**64]),
+    "safetensors many axes": _tensor(shape=[1] * 60 + [2]),
+    "safetensors long key": lambda tmp: _header(tmp, _entries(**{"k" * 600: (0, 8)}), bytes(8)),
+    "safetensors header is a list": lambda tmp: _header(tmp, b"[1, 2]"),
+    "safetensors header too deep": lambda tmp: _header(tmp, b"[" * 100_000),
+    "safetensors header not text": lambda tmp: _header(tmp, b"\xff\xfe{}"),
+    "safetensors header of 17 MB": lambda tmp: _header(tmp, b"{" + b" " * 17 * 2**20 + b"}"),
+    "safetensors entry is a number": lambda tmp: _header(tmp, b'{"a": 3}'),
+    "safetensors cut short": lambda tmp: _header(tmp, _entries(a=(0, 8)), bytes(5)),
     "safetensors header too long": lambda tmp: _short(tmp),
     "safetensors gap": _tensor(data_offsets=[8, 16]),
     "safetensors wrong size": _tensor(shape=[3]),
@@ -291,4 +385,4 @@ def test_nothing_that_unpickles_is_called(tmp_path: Path, monkeypatch: pytest.Mo
     for module, name in ((torch, "load"), (torch.export, "load"), (torch.jit, "load"), (pickle, "load"), (pickle, "loads"),
                          (pickle, "Unpickler")):
         monkeypatch.setattr(module, name, forbidden)
-    assert len(load(path).tensors) == 9
+    assert len(load(path).tensors) == 10
