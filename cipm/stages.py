@@ -27,13 +27,13 @@ class Stage:
 
 STAGES: dict[str, Stage] = {
     "open": Stage(2, (MODEL,)),
-    "discover": Stage(3, ("open",), ("seed", "proof_draws")),
+    "discover": Stage(4, ("open",), ("seed", "proof_draws")),
     "probe": Stage(1, (PROBE, "open"), ("max_rows",)),
-    "collect": Stage(1, ("open", "discover", "probe"), ("batch_rows", "positions", "max_width", "device")),
+    "collect": Stage(2, ("open", "discover", "probe"), ("batch_rows", "positions", "max_width", "device")),
     "organize": Stage(1, ("open", "discover", "collect"), ("resolution", "seed")),
     "whatif": Stage(1, ("open", "discover", "probe", "collect"),
                     ("measured_points", "measured_rows", "batch_rows", "device")),
-    "view": Stage(1, ("open", "discover", "probe", "collect", "organize", "whatif")),
+    "view": Stage(2, ("open", "discover", "probe", "collect", "organize", "whatif")),
     "measure": Stage(1, ("open", "discover", "probe", "collect", "whatif"), ("measured_rows", "batch_rows", "device"),
                      ("group", "keep")),
     "export": Stage(1, (MODEL, "open", "discover", "organize"), (), ("order",)),

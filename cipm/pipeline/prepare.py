@@ -9,6 +9,7 @@ from scipy.spatial.distance import pdist, squareform
 
 from cipm.modules.louvain import communities
 from cipm.ordering.leaves import leaf_order
+from cipm.statistics import Covariance
 
 
 def prepare() -> None:
@@ -18,6 +19,8 @@ def prepare() -> None:
     """
     generator = np.random.default_rng(0)
     points = generator.normal(size=(8, 2)).astype(np.float32)
+    for samples in (points, points.astype(np.float64)):
+        Covariance.create(3).update(np.c_[samples, np.zeros(8, samples.dtype)]).correlation()
     communities(points, 0.1, generator=generator)
     leaf_order(linkage(points), squareform(pdist(points)))
     torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(2, 2),), strict=False)

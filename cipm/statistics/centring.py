@@ -15,7 +15,7 @@ import numpy as np
 from cipm.compiled import compiled
 from cipm.statistics.samples import refuse_nonfinite, too_large
 
-CHUNK_ROWS, CHUNK_VALUES = 384, 3 * 2**18  # one inner block of the product; 3 MB of float32, which a cache holds
+CHUNK_ROWS, CHUNK_VALUES = 384, 2**18  # one inner block of the product; 1 MB of float32 where units are few
 UNDERFLOW, OVERFLOW = 1e-30, 1e36  # sums of squares outside are not safe in float32
 
 

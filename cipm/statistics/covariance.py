@@ -136,10 +136,18 @@ class Covariance:
     def _diagonal(self) -> np.ndarray:
         return diagonal(self._live.settle().triangle, self.units)
 
-    def _scaled(self, energy: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    def _scaled(self, energy: np.ndarray, offset: np.ndarray, into: np.ndarray | None = None) -> np.ndarray:
         """Return (scatter + offset offsetᵀ) / √(energy energyᵀ), clipped, with ones on the diagonal."""
-        full = to_square(self._live.triangle, self.units, inverse_root(energy), offset=offset, bound=1.0)
+        full = to_square(self._live.triangle, self.units, inverse_root(energy), offset=offset, bound=1.0, into=into)
         np.fill_diagonal(full, 1)
+        return full
+
+    def _spend(self) -> np.ndarray:
+        """Return the correlation in the accumulator's own memory; the receiver is used up."""
+        self._need_two()
+        energy, memory = np.where(self.varies, self._diagonal(), 0), self._live.memory
+        full = self._scaled(energy, np.zeros(self.units), memory)
+        self._scatter = None
         return full
 
 
@@ -152,10 +160,10 @@ def correlation(batches: Iterable[Any]) -> np.ndarray:
     found: Covariance | None = None
     for batch in batches:
         batch = as_samples(batch)
-        found = (found or Covariance.create(batch.shape[1])).update(batch)
+        found = (found or Covariance(Scatter.create(batch.shape[1], exact=False, spend=True))).update(batch)
     if found is None:
         raise InputError("A correlation needs at least two samples; there are none.", fix="Give more probe rows.")
-    return found.correlation()
+    return found._spend()
 
 
 def correlation_from_covariance(covariance: np.ndarray, dead: np.ndarray | None = None) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 from cipm.statistics.centring import Centring, Chunk
 from cipm.statistics.device import DeviceCentring, DeviceProducts
 from cipm.statistics.samples import on_device
-from cipm.statistics.triangle import Products, add_factors, diagonal, empty_triangle
+from cipm.statistics.triangle import Products, add_factors, diagonal, triangle_words
 
 MOST_RUNS = 16  # then the triangle takes them in, whatever the rows
 
@@ -39,13 +39,19 @@ class Scatter:
     triangle: np.ndarray = field(default_factory=lambda: np.zeros(0))
     first: np.ndarray = field(default_factory=lambda: np.zeros(0))
     varies: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    memory: np.ndarray | None = None
     _centring: Any = None
     _products: Any = None
     _runs: list[_Run] = field(default_factory=list)
 
     @classmethod
-    def create(cls, units: int, *, exact: bool) -> Scatter:
-        return cls(units, exact, 0, np.zeros(units), empty_triangle(units), np.zeros(units), np.zeros(units, bool))
+    def create(cls, units: int, *, exact: bool, spend: bool = False) -> Scatter:
+        """Return the state of no samples; `spend`: in one block of memory, which holds the result in the end."""
+        words, memory = triangle_words(units), None
+        if spend:
+            memory = np.zeros(max(words + (units * units + 1) // 2, units * units))
+        triangle = np.zeros(words) if memory is None else memory[:words]
+        return cls(units, exact, 0, np.zeros(units), triangle, np.zeros(units), np.zeros(units, bool), memory)
 
     def add(self, x: Any) -> None:
         """Add samples [samples, units], of float32 or float64, on the host or a device."""
@@ -90,7 +96,8 @@ class Scatter:
         if on_device(x):
             self._centring, self._products = DeviceCentring(self.units, kind), DeviceProducts(self.units)
         else:
-            self._centring, self._products = Centring(self.units, x.dtype), Products(self.units, x.dtype)
+            spare = None if self.memory is None else self.memory[len(self.triangle):]
+            self._centring, self._products = Centring(self.units, x.dtype), Products(self.units, x.dtype, spare)
         if self.samples:
             self._centring.resume(self.samples, self.first, self.varies, self.mean, diagonal(self.triangle, self.units))
 

@@ -17,9 +17,9 @@ PANEL = 128
 FLUSH_ROWS = 32_768  # float32 sums over so many rows lose about 4e-7 at most
 
 
-def empty_triangle(units: int) -> np.ndarray:
-    """Return the zero triangle [words] float64 of a symmetric [units, units] matrix."""
-    return np.zeros(sum((units - j) * min(PANEL, units - j) for j in range(0, units, PANEL)))
+def triangle_words(units: int) -> int:
+    """Return how many float64 the triangle of a symmetric [units, units] matrix takes."""
+    return sum((units - j) * min(PANEL, units - j) for j in range(0, units, PANEL))
 
 
 def panels(triangle: np.ndarray, units: int) -> Iterator[tuple[int, int, np.ndarray]]:
@@ -35,8 +35,18 @@ def panels(triangle: np.ndarray, units: int) -> Iterator[tuple[int, int, np.ndar
 def add_factors(triangle: np.ndarray, factors: np.ndarray, weights: np.ndarray) -> None:
     """Add Σ_k weights[k] · factors[k] factors[k]ᵀ, with factors [k, units] float64."""
     for first, end, panel in panels(triangle, factors.shape[1]):
-        blas.dgemm(1.0, factors[:, first:], factors[:, first:end] * weights[:, None], beta=1.0, c=panel, trans_a=1,
-                   overwrite_c=1)
+        _add_outer(panel.T, factors[:, first:], factors[:, first:end] * weights[:, None])
+
+
+@compiled
+def _add_outer(columns, factors, weighted):
+    """Add few outer products to a panel; one thread, for a threaded product of this size waits more than it works."""
+    for column in range(columns.shape[0]):
+        target = columns[column]
+        for k in range(factors.shape[0]):
+            given, weight = factors[k], weighted[k, column]
+            for i in range(target.size):
+                target[i] += weight * given[i]
 
 
 def diagonal(triangle: np.ndarray, units: int) -> np.ndarray:
@@ -45,31 +55,52 @@ def diagonal(triangle: np.ndarray, units: int) -> np.ndarray:
 
 
 def to_square(triangle: np.ndarray, units: int, scale: np.ndarray, *, offset: np.ndarray | None = None,
-              bound: float = np.inf) -> np.ndarray:
+              bound: float = np.inf, into: np.ndarray | None = None) -> np.ndarray:
     """Return the symmetric matrix (m[i, j] + offset[i] offset[j]) · scale[i] scale[j], clipped to ±bound.
 
-    Exactly symmetric, [units, units] float64 in C order.
+    Exactly symmetric, [units, units] float64 in C order. `into` gives its memory, which may begin with the triangle's
+    own: rows are written from the last to the first, never onto a panel still to be read.
     """
-    full = np.empty((units, units))
-    for first, _, panel in panels(triangle, units):
-        _write_both(panel.T, first, full, scale, np.zeros(units) if offset is None else offset, bound)
+    offset = np.zeros(units) if offset is None else offset
+    full = (np.zeros(units * units) if into is None else into[:units * units]).reshape(units, units)
+    for first, end, panel in reversed(list(panels(triangle, units))):
+        _write_rows(panel.T.copy(), full[first:end, first:], scale[first:], offset[first:], bound)
+    for first in range(0, units, PANEL):
+        end = first + PANEL
+        _mirror(full[first:end, end:], full[end:, first:end])
+        corner = full[first:end, first:end]
+        corner[...] = np.triu(corner) + np.triu(corner, 1).T
     return full
 
 
 @compiled
-def _write_both(columns, first, full, scale, offset, bound):
-    """Write a panel to both triangles, in tiles of 8 × 8: one cache line each way, whatever the leading dimension."""
-    width, height = columns.shape
-    for down in range(0, height, 8):
-        for across in range(0, min(width, down + 8), 8):
-            for i in range(down, min(down + 8, height)):
-                row = first + i
-                for j in range(across, min(across + 8, width, i + 1)):
-                    column = first + j
-                    value = (columns[j, i] + offset[row] * offset[column]) * scale[row] * scale[column]
-                    value = min(max(value, -bound), bound)
-                    full[row, column] = value
-                    full[column, row] = value
+def _write_rows(source, target, scale, offset, bound):
+    """Write columns of the lower triangle as rows of the upper one: the first is the diagonal's."""
+    for row in range(source.shape[0]):
+        given, written = source[row], target[row]
+        for i in range(given.size):
+            value = (given[i] + offset[i] * offset[row]) * (scale[i] * scale[row])
+            written[i] = min(max(value, -bound), bound)
+
+
+@compiled
+def _mirror(rows, columns):
+    """Write rows as columns in tiles of 8 × 8: one cache line each way, whatever the leading dimension."""
+    width, height = rows.shape
+    down = 0
+    while down + 8 <= height:
+        for across in range(0, width - width % 8, 8):
+            for i in range(8):
+                written = columns[down + i]
+                for j in range(8):
+                    written[across + j] = rows[across + j, down + i]
+        for across in range(width - width % 8, width):
+            for i in range(8):
+                columns[down + i, across] = rows[across, down + i]
+        down += 8
+    for i in range(down, height):
+        for j in range(width):
+            columns[i, j] = rows[j, i]
 
 
 class Products:
@@ -78,9 +109,12 @@ class Products:
     Cost: rows · units² multiply-adds of a symmetric rank-k product. Memory: units² values until the flush.
     """
 
-    def __init__(self, units: int, dtype: np.dtype) -> None:
+    def __init__(self, units: int, dtype: np.dtype, memory: np.ndarray | None = None) -> None:
+        """`memory`: float64 words to use where the products fit there."""
         self.units, self.dtype, self.rows = units, np.dtype(dtype), 0
         self._sum: np.ndarray | None = None
+        if memory is not None and memory.nbytes >= units * units * self.dtype.itemsize:
+            self._sum = memory.view(self.dtype)[:units * units].reshape((units, units), order="F")
 
     @property
     def full(self) -> bool:
