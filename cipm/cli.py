@@ -21,6 +21,7 @@ from cipm.errors import CipmError, Conflict, InputError, NotFound
 from cipm.jail import Limits
 from cipm.jail import run as run_jailed
 from cipm.options import ORDERS, AnalysisOptions, parse_options
+from cipm.views.facts import freedom_facts
 
 PIPELINE, COMMANDS = "cipm.pipeline:run_job", "cipm.pipeline.commands"
 
@@ -222,7 +223,8 @@ def _inspection(facts: dict[str, Any], checkpoint: dict[str, Any]) -> dict[str, 
                "places": [{"tensor": p["tensor"], "axis": p["axis"]} for p in g["places"]]} for g in facts["groups"]]
     return {"schema_version": 1,
             "model": {name: checkpoint[name] for name in ("format", "sha256", "parameters")},
-            "groups": groups, **{name: facts[name] for name in ("pins", "log10_equivalents", "movable_share", "certificate",
+            "groups": groups, "continuous": [freedom_facts(freedom) for freedom in facts["continuous"]],
+            **{name: facts[name] for name in ("pins", "log10_equivalents", "movable_share", "certificate",
                                                                 "notes")}}
 
 
@@ -235,7 +237,19 @@ def _inspection_lines(result: dict[str, Any]) -> list[str]:
     groups = [f"{g['name']:40s} {g['kind']:18s} {g['size']:6d}" + (f" in {g['blocks']} blocks" if g['blocks'] > 1 else "")
               for g in result["groups"]]
     pins = [f"pinned: {p['tensor']} axis {p['axis']} ({p['op']}): {p['reason']}" for p in result["pins"]]
-    return [*head, *groups, "", *pins, *result["notes"]]
+    return [*head, *groups, "", *_freedom_lines(result["continuous"]), *pins, *result["notes"]]
+
+
+def _freedom_lines(freedoms: list[dict[str, Any]]) -> list[str]:
+    """Return a line for each symmetry beside permutations, and an empty one."""
+    lines = []
+    for f in freedoms:
+        proof = f["certificate"]
+        state = f"proved, {proof['max_rel']:.2g}" if proved(proof) else "NOT proved"
+        blocks = f" in {f['blocks']} blocks" if f["blocks"] > 1 else ""
+        lines.append(f"{f['kind']}: {f['name']}, {f['units']} units{blocks}, dimension {f['dimension']:,} ({state})"
+                     + "".join(f"; {condition}" for condition in f["conditions"]))
+    return [*lines, ""] if lines else []
 
 
 def proved(certificate: dict[str, Any] | None) -> bool:

@@ -16,12 +16,13 @@ from cipm.options import parse_options
 from cipm.pipeline import RUN
 from cipm.pipeline.context import Context, write_checkpoint
 from cipm.stages import CHAINS
-from cipm.symmetry import Symmetry, discover_groups, prove
+from cipm.symmetry import Symmetry, discover_groups, prove, with_continuous
 
 
 def discover(checkpoint: Checkpoint, *, seed: int = 0, draws: int = 2) -> Symmetry:
-    """Return the proved symmetry of a checkpoint: groups, pins with reasons, certificate."""
-    return prove(checkpoint, discover_groups(checkpoint, seed=seed), draws=draws, seed=seed)
+    """Return the proved symmetry of a checkpoint: groups, pins with reasons, certificate, symmetries beside permutations."""
+    groups = prove(checkpoint, discover_groups(checkpoint, seed=seed), draws=draws, seed=seed)
+    return with_continuous(checkpoint, groups, seed=seed)
 
 
 def partition(correlation: np.ndarray, *, samples: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from cipm.permutation import Permutation, compose
 from cipm.pipeline.context import Context
 from cipm.symmetry import Place, SymmetryGroup
 from cipm.views.artefact import AxisMeta, write_index, write_matrix, write_strip
+from cipm.views.facts import freedom_facts
 
 SCHEMA_VERSION = 1
 REMOVABLE_LOSS = 0.01
@@ -136,6 +137,7 @@ def report(context: Context, matrices: list[dict[str, Any]], organized: Mapping[
                   "notes": list(probe.notes)},
         "options": context.options.model_dump(),
         **{name: shown[name] for name in ("log10_equivalents", "movable_share", "certificate", "pins")},
+        "continuous": [freedom_facts(freedom) for freedom in shown["continuous"]],
         "notes": [*shown["notes"], *whatif["notes"]],
         "timings": dict(context.kept.get("timings", {})),
         "baseline": whatif["baseline"], "matrices": matrices,

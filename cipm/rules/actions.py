@@ -42,15 +42,16 @@ _OPS: dict[Action, tuple[str, ...]] = {
 }
 ACTIONS: dict[str, Action] = {op: action for action, ops in _OPS.items() for op in ops}
 
-POWERS: dict[str, Fraction] = {"square": Fraction(2), "sqrt": Fraction(1, 2), "rsqrt": Fraction(-1, 2), "reciprocal": Fraction(-1)}
+POWERS: dict[str, Fraction] = {"square": Fraction(2), "sqrt": Fraction(1, 2), "rsqrt": Fraction(-1, 2),
+                               "reciprocal": Fraction(-1)}
 """Ops that raise to a power: f(s x) = sᵖ f(x)."""
 
 AVERAGES_OVER_POSITIONS = ("avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
                            "adaptive_avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "upsample_nearest1d",
                            "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d",
                            "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d",
-                           "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "grid_sampler_2d", "reflection_pad1d",
-                           "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d")
+                           "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "reflection_pad1d", "reflection_pad2d",
+                           "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d")
 """Linear maps along the positions of each channel by itself; channels come second."""
 
 EXTREMES_OVER_POSITIONS = ("max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices",

@@ -66,7 +66,7 @@ def resolve(spaces: Spaces, unknowns: Unknowns) -> Resolved:
     blocks = []
     for classes in alike.values():
         places = _places(classes, by_class, fine, finer, parity, unknowns)
-        if len(classes) > 1 and places is not None and len(places) > 1:
+        if len(classes) > 1 and places is not None and (len(places) > 1 or clash[classes].any()):
             orthogonal, ones = (bool(flag[classes].any()) for flag in flags)
             taken = frozenset(number for members, number in absorbed if members & set(classes))
             if orthogonal or not ones:

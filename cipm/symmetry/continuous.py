@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from cipm.symmetry.freedoms import (
 )
 from cipm.symmetry.groups import SymmetryGroup
 from cipm.symmetry.shapes import Observed, observe
-from cipm.symmetry.solve import Generator, solve
+from cipm.symmetry.solve import LARGEST_BASIS, Generator, solve
 from cipm.symmetry.spaces import Spaces
 from cipm.symmetry.unknowns import Source, Unknowns, number_unknowns
 from cipm.symmetry.walk import example_inputs
@@ -63,23 +64,22 @@ def discover_continuous(checkpoint: Checkpoint, groups: Sequence[SymmetryGroup] 
         charges = Charges(sign)
         carry(checkpoint.graph, observed, unknowns, charges)
         found[kind] = [g for g in solve(charges.equations, unknowns, modulo=2 if sign else None) if _reaches(g, finder)]
-    scales = [_freedom(finder, SCALE, generator) for generator in found[SCALE]]
+    scales = _named(_freedom(finder, SCALE, generator) for generator in found[SCALE])
     spaces = Spaces(unknowns.count, _absorbable(finder, found[SCALE], scales))
     carry(checkpoint.graph, observed, unknowns, spaces)
     resolved = resolve(spaces, unknowns)
-    matrices = _matrices(finder, resolved.blocks, scales)
+    matrices = _named(_matrices(finder, resolved.blocks, scales))
     mixed = _mixed(resolved, unknowns)
     pairs = [_is_pair(generator, freedom, resolved) for generator, freedom in zip(found[SCALE], scales, strict=True)]
     kept = [replace(f, kind=ROTATION) if pair else f
             for g, f, pair in zip(found[SCALE], scales, pairs, strict=True) if not _contained(g, mixed[INVERTIBLE])]
     rotated = [g for g, pair in zip(found[SCALE], pairs, strict=True) if pair]
     turned = {int(i) for g in rotated for i in g.ids.ravel()}
-    signs = [_freedom(finder, SIGN, g) for g in found[SIGN]
-             if not _contained(g, mixed[INVERTIBLE] | mixed[ORTHOGONAL] | turned)]
+    signs = _named(_freedom(finder, SIGN, g) for g in _without_streams(found[SIGN], mixed[ORTHOGONAL])
+                   if not _contained(g, mixed[INVERTIBLE] | turned))
     starts = {(s.tensor, s.axis): s.start for s in unknowns.sources}
-    read_first = sorted((*matrices, *kept, *signs), key=lambda f: starts[f.places[0].tensor, f.places[0].axis]
-                        + int(f.places[0].index.min()))
-    return _named(read_first)
+    return tuple(sorted((*matrices, *kept, *signs), key=lambda f: starts[f.places[0].tensor, f.places[0].axis]
+                        + int(f.places[0].index.min())))
 
 
 def handled_ops() -> tuple[str, ...]:
@@ -146,6 +146,28 @@ def _mixed(resolved: Resolved, unknowns: Unknowns) -> dict[str, set[int]]:
     return found
 
 
+def _without_streams(signs: Sequence[Generator], streams: set[int]) -> list[Generator]:
+    """Return generators that, with the signs of the streams that may be rotated, still generate all.
+
+    The signs of a stream are the sum of some generators of its family; the longest of those can be spared.
+    """
+    families: dict[int, list[Generator]] = {}
+    for generator in signs:
+        families.setdefault(generator.family, []).append(generator)
+    spared: list[Generator] = []
+    for own in families.values():
+        every = {i for g in own for i in g.ids[0].tolist()}
+        subsets = (c for n in range(1, len(own) + 1) for c in combinations(own, n)) if len(own) <= LARGEST_BASIS else ()
+        for chosen in subsets:
+            total: set[int] = set()
+            for generator in chosen:
+                total ^= set(generator.ids[0].tolist())
+            if total == every & streams:
+                spared.append(max(chosen, key=lambda g: g.ids.shape[1]))
+                break
+    return [g for g in signs if all(g is not other for other in spared)]
+
+
 def _contained(generator: Generator, mixed: set[int]) -> bool:
     return all(i in mixed for i in generator.ids[0].tolist())
 
@@ -155,7 +177,6 @@ def _contained(generator: Generator, mixed: set[int]) -> bool:
 
 def _matrices(finder: _Finder, blocks: Iterable[Block], scales: Sequence[ContinuousSymmetry]) -> list[ContinuousSymmetry]:
     """Return the freedoms of alike blocks (the heads of a layer) as one each."""
-    names = _named(scales)
     alike: dict[tuple[object, ...], list[Block]] = {}
     for block in blocks:
         axes = tuple((p.source.start, p.power, p.index.shape[1]) for p in block.places)
@@ -165,7 +186,7 @@ def _matrices(finder: _Finder, blocks: Iterable[Block], scales: Sequence[Continu
         first = same[0]
         places = tuple(_place(finder, p.source, p.power, np.concatenate([b.places[k].index for b in same]) + p.source.start)
                        for k, p in enumerate(first.places))
-        absorbs = tuple(Absorption(scales[n].places[0].tensor, names[n].name) for n in sorted(first.absorbed))
+        absorbs = tuple(Absorption(scales[n].places[0].tensor, scales[n].name) for n in sorted(first.absorbed))
         kind = ORTHOGONAL if first.orthogonal else INVERTIBLE
         made = ContinuousSymmetry("", kind, None, first.size * len(same), len(same), places, first.ones, absorbs)
         found.append(_describe(finder, made))
@@ -176,12 +197,12 @@ def _matrices(finder: _Finder, blocks: Iterable[Block], scales: Sequence[Continu
 
 
 def _describe(finder: _Finder, freedom: ContinuousSymmetry) -> ContinuousSymmetry:
-    """Name a freedom after the permutation group of its units, or else after the first tensor that writes them."""
+    """Name a freedom after the tensor that it changes first, and find the permutation group of the same units."""
     first = freedom.places[0]
     group = next((g.name for g in finder.groups for p in g.places if (p.tensor, p.axis) == (first.tensor, first.axis)
                   and first.blocks == 1 and g.size == freedom.units and _same_positions(p.index, first.index)), None)
     base = re.sub(r"[^A-Za-z0-9._-]", "_", first.tensor).removesuffix(".weight").removesuffix(".bias")
-    return replace(freedom, name=group or base, group=group, conditions=tuple(_conditions(freedom)))
+    return replace(freedom, name=base, group=group, conditions=tuple(_conditions(freedom)))
 
 
 def _same_positions(one: np.ndarray, two: np.ndarray) -> bool:
@@ -204,7 +225,6 @@ def _named(freedoms: Iterable[ContinuousSymmetry]) -> tuple[ContinuousSymmetry, 
     taken: dict[tuple[str, str], int] = {}
     named = []
     for freedom in freedoms:
-        kind = SCALE if freedom.kind == ROTATION else freedom.kind
-        taken[kind, freedom.name] = count = taken.get((kind, freedom.name), 0) + 1
+        taken[freedom.kind, freedom.name] = count = taken.get((freedom.kind, freedom.name), 0) + 1
         named.append(freedom if count == 1 else replace(freedom, name=f"{freedom.name}.{count}"))
     return tuple(named)

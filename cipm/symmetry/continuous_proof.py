@@ -143,8 +143,10 @@ class _Proof:
         return max(a for a, _ in found), max(relative)
 
     def _change(self, freedom: ContinuousSymmetry) -> float:
-        """Return how much it changes to move one place alone, the largest tensors first."""
+        """Return how much it changes to move one place alone, the largest tensors first; or the only one twice as far."""
         member = self._members([freedom])[-1]
+        if len(freedom.places) == 1:
+            member = replace(member, values=2 * member.values)
         change = 0.0
         for place in sorted(freedom.places, key=lambda p: -self.checkpoint.meta(p.tensor).numel())[:2]:
             made = moved(self.checkpoint.tensors, {place.tensor: [(member, place)]})

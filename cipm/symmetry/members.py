@@ -79,7 +79,7 @@ def absorbing(freedoms: Mapping[str, ContinuousSymmetry], tensors: Mapping[str, 
     for absorption in freedom.absorbs:
         by = freedoms[absorption.by]
         place = by.places[0]
-        weight = tensors[place.tensor].double().numpy()[place.index[:, 0]] + place.offset
+        weight = tensors[place.tensor].detach().double().numpy()[place.index[:, 0]] + place.offset
         if not np.isfinite(weight).all() or (weight == 0).any():
             return None
         found.append(Member(by, 1 / weight))
@@ -100,7 +100,7 @@ def moved(tensors: Mapping[str, torch.Tensor], moves: Mapping[str, Sequence[tupl
     def read(key: str) -> torch.Tensor:
         tensor = tensors[key]
         for member, place in moves.get(key, ()):
-            tensor = transform(tensor.double(), member, place)
+            tensor = transform(tensor.detach().double(), member, place)
         return tensor
     return LazyTensors(metas_of(tensors), read)
 

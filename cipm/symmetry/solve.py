@@ -27,10 +27,14 @@ Vector = dict[int, Fraction]
 
 @dataclass(frozen=True, eq=False)
 class Generator:
-    """One freedom of every unit: exponents[k] on the unknowns ids[u, k] of unit u. Primitive integers, the first positive."""
+    """One freedom of every unit: exponents[k] on the unknowns ids[u, k] of unit u. Primitive integers, the first positive.
+
+    Generators of one `family` act on the same units.
+    """
 
     ids: np.ndarray
     exponents: tuple[int, ...]
+    family: int
 
 
 def solve(equations: Sequence[Equations], unknowns: Unknowns, *, modulo: int | None = None) -> list[Generator]:
@@ -44,7 +48,7 @@ def solve(equations: Sequence[Equations], unknowns: Unknowns, *, modulo: int | N
     alike = _signatures(rows, columns, powers, component, order, starts, unknowns)
     of_row = _rows_by_component(rows, columns, component)
     found: list[Generator] = []
-    for members in alike:
+    for family, members in enumerate(alike):
         ids = np.stack([order[starts[m]:starts[m + 1]] for m in members])
         if ids.shape[1] > LARGEST_COMPONENT:
             continue
@@ -53,7 +57,7 @@ def solve(equations: Sequence[Equations], unknowns: Unknowns, *, modulo: int | N
         system = _local_rows(rows[chosen], columns[chosen], powers[chosen], local)
         for vector in null_space(system, ids.shape[1], modulo):
             support = sorted(vector)
-            found.append(Generator(ids[:, support], tuple(int(vector[k]) for k in support)))
+            found.append(Generator(ids[:, support], tuple(int(vector[k]) for k in support), family))
     return sorted(found, key=lambda g: int(g.ids[0, 0]))
 
 

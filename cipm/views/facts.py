@@ -14,6 +14,7 @@ SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 SUPERSCRIPT_DIGITS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
 SUPERSCRIPTS = str.maketrans("0123456789", SUPERSCRIPT_DIGITS)
 SINGLE = "each of its axes has one position, so there is nothing to permute"
+FREEDOM_FIELDS = ("kind", "name", "group", "units", "blocks", "dimension", "conditions", "proved", "certificate")
 GROUP_FIELDS = ("name", "kind", "size", "blocks", "parent", "proved")
 
 
@@ -34,8 +35,15 @@ def symmetry_facts(symmetry: Json, shapes: Mapping[str, tuple[int, ...]], parame
         "groups": [_group(group, symmetry["groups"], sizes) for group in symmetry["groups"]],
         "pins": [{**pin, "length": shapes[pin["tensor"]][pin["axis"]]} for pin in symmetry["pins"]],
         "reasons": list(_reasons(symmetry["pins"], shapes, sizes, moving)),
-        "certificate": symmetry["certificate"], "continuous": list(symmetry.get("continuous") or ()),
+        "certificate": symmetry["certificate"], "continuous": [freedom_facts(f) for f in symmetry.get("continuous", ())],
         "notes": list(symmetry["notes"])}
+
+
+def freedom_facts(freedom: Json) -> dict[str, Any]:
+    """Return what a reader wants to know of a symmetry beside permutations: everything but the positions."""
+    return {**{name: freedom[name] for name in FREEDOM_FIELDS},
+            "places": [{"tensor": p["tensor"], "axis": p["axis"], "power": p["power"],
+                        "variance": "covariant" if p["power"] > 0 else "contravariant"} for p in freedom["places"]]}
 
 
 def _group(group: Json, groups: Sequence[Json], sizes: Mapping[str, int]) -> dict[str, Any]:
