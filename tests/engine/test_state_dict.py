@@ -404,19 +404,32 @@ def test_published_lenet_with_its_family(tmp_path):
     torch.testing.assert_close(outputs(after, x), first, rtol=1e-4, atol=1e-4)
 
 
-@needs_data
-@pytest.mark.parametrize(("name", "blocks", "accuracy"), [
-    ("resnet20-12fca82f", 3, 0.915), ("resnet32-d509ac18", 5, 0.928), ("resnet56-4bfd9763", 9, 0.926)])
-def test_published_resnets_with_their_family(tmp_path, name, blocks, accuracy):
-    path = described(tmp_path, f"cifar10_resnet/{name}.th", {"family": "resnet_cifar", "shortcut": "A"})
-    before, after, symmetry = reorganized(path, tmp_path)
+RESNET = {"family": "resnet_cifar", "shortcut": "A"}
+
+
+def check_resnet(checkpoint: Checkpoint, symmetry: Any, blocks: int, accuracy: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hold the groups and the accuracy on the 1,000 images against the published ones; return images and outputs."""
     inner = sorted(g.size for g in symmetry.groups if g.kind == "channels" and len(g.taps) == 1)
     streams = sorted(g.size for g in symmetry.groups if g.kind == "residual stream")
     assert inner == [16] * blocks + [32] * blocks + [64] * blocks and streams == [16, 16, 32]
     x, labels = pictures((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    first = outputs(before, x)
-    assert (first.argmax(1).numpy() == labels).mean() == pytest.approx(accuracy, abs=1e-3)  # of these 1,000 images
+    found = outputs(checkpoint, x)
+    assert (found.argmax(1).numpy() == labels).mean() == pytest.approx(accuracy, abs=1e-3)
+    return x, found
+
+
+@needs_data
+def test_published_resnet20_written_and_restored(tmp_path):
+    before, after, symmetry = reorganized(described(tmp_path, "cifar10_resnet/resnet20-12fca82f.th", RESNET), tmp_path)
+    x, first = check_resnet(before, symmetry, 3, 0.915)
     torch.testing.assert_close(outputs(after, x[:50]), first[:50], rtol=1e-3, atol=1e-3)
+
+
+@needs_data
+@pytest.mark.parametrize(("name", "blocks", "accuracy"), [("resnet32-d509ac18", 5, 0.928), ("resnet56-4bfd9763", 9, 0.926)])
+def test_published_resnets_of_other_depths(tmp_path, name, blocks, accuracy):
+    checkpoint = load(described(tmp_path, f"cifar10_resnet/{name}.th", RESNET))
+    check_resnet(checkpoint, discover_groups(checkpoint), blocks, accuracy)
 
 
 @needs_data
