@@ -12,7 +12,7 @@ from cipm.errors import CipmError, UnsupportedModel
 from cipm.load.huggingface_classes import EXPORT
 from cipm.load.huggingface_inputs import Samples, candidates, fewer_sizes
 from cipm.load.huggingface_model import use_attention
-from cipm.load.retrace import export_program, functional
+from cipm.load.retrace import export_program, functional, tidy
 from cipm.trace import Graph
 
 STEPWISE = "Attention is traced step by step, as torch cannot trace it whole."
@@ -70,8 +70,10 @@ def _attempts(model: Any, dtype: torch.dtype) -> Iterator[tuple[Samples, str | N
 
 
 def _named(graph: Graph) -> Graph:
-    return Graph(graph.inputs, graph.tensors, {value: key.removeprefix("model.") for value, key in graph.constants.items()},
-                 graph.nodes, graph.outputs)
+    """Return the graph with the model's own names; weights that the model rescales as it runs are no outputs of it."""
+    constants = {value: key.removeprefix("model.") for value, key in graph.constants.items()}
+    outputs = tuple(ref for ref in graph.outputs if ref is not None)
+    return tidy(Graph(graph.inputs, graph.tensors, constants, graph.nodes, outputs))
 
 
 def _notes(graph: Graph, note: str | None) -> list[str]:

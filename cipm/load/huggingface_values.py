@@ -85,8 +85,8 @@ _OLDER = frozenset((
 """The same, for classes that do not declare them: generation and training of earlier releases."""
 _CODE = {"auto_map": "code of its own (auto_map)", "custom_pipelines": "code of its own (custom_pipelines)"}
 _OTHER_MODELS = ("backbone", "use_pretrained_backbone", "use_timm_backbone", "backbone_kwargs", "text_encoder",
-                 "vision_model_name", "pretrained_backbone", "index_path", "passages_path", "dataset", "per_layer_config",
-                 "model_args", "architecture")
+                 "vision_model_name", "pretrained_backbone", "index_path", "passages_path", "dataset", "model_args",
+                 "architecture")
 
 
 def bounded(cls: Any, payload: Mapping[str, Any], where: str = "", depth: int = 0) -> tuple[dict[str, Any], list[str]]:
@@ -157,6 +157,9 @@ def _refuse(cls: Any, payload: Mapping[str, Any], where: str) -> None:
     if payload.get("quantization_config"):
         raise UnsupportedModel("config.json describes quantised weights, which are not read here.",
                                where="quantization_config", fix="Upload the model before quantisation.")
+    if payload.get("per_layer_config"):
+        raise UnsupportedModel("Key 'per_layer_config' of config.json gives single layers sizes of their own, which is not "
+                               "read here.", where="per_layer_config", fix=EXPORT)
     for key in _OTHER_MODELS:
         value = payload.get(key)
         if value and not (key == "dataset" and "dataset" not in _names(cls)):

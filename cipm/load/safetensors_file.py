@@ -137,7 +137,9 @@ def write(path: Path, header: Header, tensor: Callable[[str], torch.Tensor]) -> 
 def _entries(raw: bytes, name: str) -> dict[str, Entry]:
     try:
         items = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise _corrupt(name, "its header is nested too deeply") from error
+    except ValueError as error:
         raise _corrupt(name, f"its header is not valid JSON ({error})") from error
     if not isinstance(items, dict):
         raise _corrupt(name, "its header is not a JSON object")

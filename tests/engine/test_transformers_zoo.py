@@ -1,0 +1,99 @@
+"""A spread of the transformers zoo: read, symmetry found and proved; reorganised, transformers computes the same."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cipm.export import export, restore
+from cipm.load import Checkpoint, load
+from cipm.load.huggingface_classes import model_class
+from cipm.symmetry import Symmetry, discover_groups, prove, random_member
+from cipm.testing.transformers_zoo import ZOO, by_name, save
+
+SPREAD = (
+    "albert:AlbertForMaskedLM", "bert:BertForSequenceClassification", "deberta:DebertaForMaskedLM",
+    "distilbert:DistilBertForMaskedLM", "electra:ElectraForMaskedLM", "fnet:FNetForMaskedLM",
+    "modernbert:ModernBertForMaskedLM", "mpnet:MPNetForMaskedLM",
+    "bloom:BloomForCausalLM", "falcon:FalconForCausalLM", "gemma2:Gemma2ForCausalLM", "gpt2:GPT2LMHeadModel",
+    "gpt_neox:GPTNeoXForCausalLM", "llama:LlamaForCausalLM", "olmo2:Olmo2ForCausalLM",
+    "opt:OPTForCausalLM", "phi3:Phi3ForCausalLM", "qwen3:Qwen3ForCausalLM",
+    "deepseek_v3:DeepseekV3ForCausalLM", "gpt_oss:GptOssForCausalLM", "mixtral:MixtralForCausalLM",
+    "qwen2_moe:Qwen2MoeForCausalLM",
+    "falcon_mamba:FalconMambaForCausalLM", "mamba:MambaForCausalLM",
+    "bart:BartForConditionalGeneration", "t5:T5ForConditionalGeneration",
+    "beit:BeitForImageClassification", "convnext:ConvNextForImageClassification", "dinov2:Dinov2ForImageClassification",
+    "mobilenet_v2:MobileNetV2ForImageClassification", "poolformer:PoolFormerForImageClassification",
+    "resnet:ResNetForImageClassification", "segformer:SegformerForImageClassification", "swin:SwinForImageClassification",
+    "vit:ViTForImageClassification",
+    "audio-spectrogram-transformer:ASTForAudioClassification", "wav2vec2:Wav2Vec2ForCTC",
+    "whisper:WhisperForConditionalGeneration",
+    "clip:CLIPModel", "siglip:SiglipModel", "patchtst:PatchTSTForPrediction",
+)
+WRITTEN = ("bert:BertForSequenceClassification", "gpt2:GPT2LMHeadModel", "llama:LlamaForCausalLM", "mixtral:MixtralForCausalLM",
+           "qwen2_moe:Qwen2MoeForCausalLM", "t5:T5ForConditionalGeneration", "resnet:ResNetForImageClassification",
+           "wav2vec2:Wav2Vec2ForCTC")
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return a function: label → (folder, checkpoint, its proved symmetry), each made once."""
+    @cache
+    def open_entry(label: str) -> tuple[Path, Checkpoint, Symmetry]:
+        folder = tmp_path_factory.mktemp("zoo") / "model"
+        save(by_name(label), folder)
+        checkpoint = load(folder)
+        return folder, checkpoint, prove(checkpoint, discover_groups(checkpoint), draws=1)
+    return open_entry
+
+
+def test_the_zoo_is_wide_and_its_labels_differ() -> None:
+    assert len({entry.label for entry in ZOO}) == len(ZOO) > 200
+    assert len({entry.type for entry in ZOO}) > 200 and len({entry.family for entry in ZOO}) == 9
+
+
+@pytest.mark.parametrize("label", SPREAD)
+def test_a_symmetry_is_found_and_proved(label: str, opened: Any) -> None:
+    _, checkpoint, symmetry = opened(label)
+    assert symmetry.certificate.passed and symmetry.certificate.max_rel <= 1e-10
+    assert any(group.proved and group.size > 1 for group in symmetry.groups)
+    assert 0 < symmetry.movable_share <= 1
+
+
+@pytest.mark.parametrize("label", WRITTEN)
+def test_reorganised_transformers_computes_the_same(label: str, opened: Any, tmp_path: Path) -> None:
+    folder, checkpoint, symmetry = opened(label)
+    plan = random_member(symmetry, symmetry.groups, np.random.default_rng(1))
+    out = export(checkpoint, folder, plan, None, tmp_path / "out")
+    before, after = load_file(folder / "model.safetensors"), load_file(out / "model.safetensors")
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+    inputs = {i.name: _input(i, checkpoint) for i in checkpoint.graph.inputs}
+    for a, b in zip(_outputs(label, folder, inputs), _outputs(label, out, inputs), strict=True):
+        assert float((a - b).abs().max()) <= 1e-10 * float(a.abs().max())
+    back = restore(out, tmp_path / "back")
+    assert (back / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+def _input(item: Any, checkpoint: Checkpoint) -> torch.Tensor:
+    sizes = {"samples": 600, "height": 40, "width": 40}
+    shape = [d if isinstance(d, int) else sizes.get(d, 7 if d != "batch" else 2) for d in item.shape]
+    generator = torch.Generator().manual_seed(3)
+    if item.dtype.is_floating_point:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+    return torch.randint(0, 30, shape, generator=generator)
+
+
+def _outputs(label: str, folder: Path, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        cls = model_class(by_name(label).type, by_name(label).name)
+        model = cls.from_pretrained(folder, dtype=torch.float64, experts_implementation="eager").eval()
+        found = model(**inputs, return_dict=True)
+    return [value for name, value in found.items() if isinstance(value, torch.Tensor) and name != "encoder_last_hidden_state"]
