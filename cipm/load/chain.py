@@ -12,7 +12,7 @@ from cipm.load.layers import LEAVES, NAME, Names, spell
 
 _ROLE_OF = {leaf: role for role, leaves in LEAVES.items() for leaf in leaves}
 _COUNTER = "num_batches_tracked"
-DESCRIBE = (f"Put the file with an {NAME} into a zip: the layers one by one, or the name of a family (docs/guide.md lists "
+DESCRIBE = (f"Put the file with an {NAME} into a zip: the layers one by one, or the name of a family (docs/weights.md lists "
             "both). Or save the model itself: torch.export.save(torch.export.export(model.eval(), (example_input,)), "
             "\"model.pt2\").")
 

@@ -56,7 +56,7 @@ SAVED_MODEL = Kind("a TensorFlow SavedModel", RefusedFormat, "This is a TensorFl
                    f"Rebuild the model in PyTorch, copy the weights, and save it with {EXPORT}.")
 SEVERAL_WEIGHTS = Kind("an archive with weights of several files", UnsupportedModel, "The upload holds files of weights, but "
                        "not the model that they belong to.", "Put one file of weights with an architecture.json into a zip "
-                       f"(docs/guide.md), or save the model with {EXPORT}.")
+                       f"(docs/weights.md), or save the model with {EXPORT}.")
 NO_WEIGHTS = Kind("a Hugging Face folder without safetensors", UnsupportedModel, "There is a config.json, but no "
                   "model.safetensors beside it.", "Save the model with model.save_pretrained(folder) and upload the whole "
                   "folder as a zip.")

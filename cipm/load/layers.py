@@ -15,7 +15,7 @@ import torch
 from cipm.errors import CorruptFile, LimitExceeded
 
 NAME = "architecture.json"
-FIX = f"Correct {NAME}; docs/guide.md lists what it may hold."
+FIX = f"Correct {NAME}; docs/weights.md lists what it may hold."
 MAX_LAYERS, MAX_NESTING = 5_000, 8
 LEAVES = {"weight": ("weight", "kernel", "gamma", "w", "W", "embeddings"), "bias": ("bias", "beta", "b"),
           "running_mean": ("running_mean", "moving_mean"), "running_var": ("running_var", "moving_variance")}

@@ -8,7 +8,7 @@
 
   /* ---------- what is it? ---------- */
   const ENDINGS = {
-    model: /\.(pt2|safetensors|onnx|pt|pth|th|bin|ckpt|h5|keras|gguf|pb|tflite|msgpack)$|(^|\/)(config|generation_config|tokenizer|tokenizer_config|vocab|special_tokens_map|model\.safetensors\.index)\.json$/i,
+    model: /\.(pt2|safetensors|onnx|pt|pth|th|bin|ckpt|h5|keras|gguf|pb|tflite|msgpack)$|(^|\/)(architecture|config|generation_config|tokenizer|tokenizer_config|vocab|special_tokens_map|model\.safetensors\.index)\.json$/i,
     probe: /\.(npz|npy|csv|tsv|parquet|jsonl|png|jpe?g|bmp|webp|gif|tiff?)$/i,
   };
   async function guess(files) {
@@ -16,7 +16,7 @@
     if (files.some(({ path }) => ENDINGS.probe.test(path))) return "probe";
     if (files.length === 1 && /\.zip$/i.test(files[0].path)) {
       const tail = await files[0].file.slice(-65536).text();
-      return /config\.json|\.safetensors/.test(tail) ? "model" : "probe";
+      return /config\.json|architecture\.json|\.safetensors/.test(tail) ? "model" : "probe";
     }
     return null;
   }
@@ -188,7 +188,7 @@
 
   /* ---------- the component ---------- */
   const SLOTS = {
-    model: { title: "Model", text: "Drop a model here", formats: ".pt2, .onnx, or a Hugging Face folder (config.json + safetensors), also zipped" },
+    model: { title: "Model", text: "Drop a model here", formats: ".pt2, .onnx, a Hugging Face folder (config.json + safetensors), or weights (.safetensors, .pt) with an architecture.json; folders also zipped" },
     probe: { title: "Probe data", text: "Drop probe data here", formats: ".npz, .npy, .csv, or a zip or folder of images; labels optional" },
   };
   class Uploader {

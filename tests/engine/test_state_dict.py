@@ -24,7 +24,7 @@ from torch.func import functional_call
 from cipm.errors import InputError
 from cipm.export import export, read_plan, restore
 from cipm.load import Checkpoint, load
-from cipm.load.families import family_layers
+from cipm.load.families import FAMILIES, family_layers
 from cipm.load.layer_modules import Layers
 from cipm.load.layers import KINDS, Names, parse_layers
 from cipm.load.region import Ranges
@@ -111,6 +111,14 @@ def test_a_layer_computes_what_torchs_own_does(name):
 
 def test_every_layer_type_is_tested():
     assert {item.get("type", name) for name, (item, _, _) in LAYERS.items()} | COMPOSED == set(KINDS)
+
+
+def test_every_layer_type_family_and_value_is_documented():
+    page = (Path(__file__).parents[2] / "docs" / "weights.md").read_text()
+    words = {*KINDS, *FAMILIES, *(name for kind in KINDS.values() for name in kind.fields if kind is not KINDS["dropout"]),
+             *(name for known in FAMILIES.values() for name in known.values),
+             *(part for kind in KINDS.values() for part in kind.linears)}
+    assert [word for word in sorted(words) if f"`{word}`" not in page] == []
 
 
 def test_layers_that_hold_layers():
