@@ -76,6 +76,7 @@ class LabelBook:
     hard: list[np.ndarray] = field(default_factory=list)
     colours: list[np.ndarray] = field(default_factory=list)
     roles: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    held: list[tuple[np.ndarray, Fixed]] = field(default_factory=list)
     pins: list[tuple[np.ndarray, Fixed]] = field(default_factory=list)
     products: dict[tuple[bytes, bytes], np.ndarray] = field(default_factory=dict)
     coloured: dict[tuple[object, ...], None] = field(default_factory=dict)

@@ -98,6 +98,7 @@ class Call:
         shape = [-1 if i == dim else 1 for i in range(array.ndim)]
         places = np.broadcast_to(np.arange(array.shape[dim]).reshape(shape), array.shape)
         self.book.roles.append((array.ravel(), places.ravel()))
+        self.book.held.append((np.unique(array), fixed))
 
     def _join_letter(self, terms: Sequence[tuple[Value, str]], letter: str, letters: str) -> Axis:
         found = [_spread(value, names, letter, letters) for value, names in terms

@@ -14,6 +14,7 @@ from cipm.symmetry.groups import Pin, Place, Symmetry, SymmetryGroup, Tap
 from cipm.symmetry.probing import probe_notes
 from cipm.symmetry.structure import Family, Structure, Table, build_structure, find_families, unit_places
 from cipm.symmetry.walk import Walk, example_inputs, walk
+from cipm.trace.graph import Graph
 
 
 def discover_groups(checkpoint: Checkpoint, *, seed: int = 0) -> Symmetry:
@@ -34,8 +35,8 @@ def discover_groups(checkpoint: Checkpoint, *, seed: int = 0) -> Symmetry:
     groups = tuple(_group(family, names[family], parents[family], structure, walked, checkpoint, carried)
                    for family in families)
     notes = (*checkpoint.origin.get("notes", ()), *probe_notes(walked.book.probed))
-    return Symmetry(groups, _pins(checkpoint, structure, groups, walked), None, _movable_share(checkpoint, groups), notes,
-                    carried)
+    pins = _pins(checkpoint, structure, groups, families, walked)
+    return Symmetry(groups, pins, None, _movable_share(checkpoint, groups), notes, carried)
 
 
 def _carried(families: Sequence[Family], names: Mapping[Family, str], structure: Structure,
@@ -76,8 +77,9 @@ def _group(family: Family, name: str, parent: str | None, structure: Structure, 
     unit_of[classes] = owner
     unit_of = unit_of[structure.class_of]
     taps = _taps(unit_of, family.units.size, name, walked, carried)
-    return SymmetryGroup(name, _kind(family, structure, checkpoint, places, taps), family.units.size, family.blocks, parent,
-                         places, taps)
+    chosen = any(value.codes is not None and (unit_of[value.codes] >= 0).any() for value in walked.values)
+    kind = "experts" if chosen and parent is None else _kind(family, structure, checkpoint, places, taps)
+    return SymmetryGroup(name, kind, family.units.size, family.blocks, parent, places, taps)
 
 
 def _taps(unit_of: np.ndarray, size: int, name: str, walked: Walk, carried: Mapping[str, Sequence[str]]) -> tuple[Tap, ...]:
@@ -130,7 +132,7 @@ def _kind(family: Family, structure: Structure, checkpoint: Checkpoint, places: 
     """Return a word for people. Writers are the matrices whose axis no tap reads."""
     read = {consumer for tap in taps for consumer in tap.consumers}
     writers = {p.tensor for p in places if (p.tensor, p.axis) not in read and checkpoint.meta(p.tensor).ndim > 1}
-    convolved = any(checkpoint.meta(key).ndim > 2 for key in writers)
+    convolved = not writers.isdisjoint(_filters(checkpoint.graph))
     if family.blocks > 1:
         inner = ("channel groups", "heads") if _carries(structure, family) else ("channels", "units")
         return f"{inner[0]} in groups" if convolved else f"{inner[1]} in {'groups' if inner[1] == 'heads' else 'heads'}"
@@ -139,6 +141,11 @@ def _kind(family: Family, structure: Structure, checkpoint: Checkpoint, places: 
     if len(writers) > 1 and len(taps) > 1:
         return "residual stream"
     return "channels" if convolved else "units"
+
+
+def _filters(graph: Graph) -> set[str]:
+    """Return the keys of the tensors that convolutions slide."""
+    return {graph.tensors[name] for node in graph.nodes if "conv" in node.op for name in node.refs() if name in graph.tensors}
 
 
 def _carries(structure: Structure, family: Family) -> bool:
@@ -175,17 +182,24 @@ def _base_name(structure: Structure, family: Family, read: set[tuple[str, int]],
     return f"{base}.heads" if _carries(structure, family) else base
 
 
-def _pins(checkpoint: Checkpoint, structure: Structure, groups: Sequence[SymmetryGroup],
+def _pins(checkpoint: Checkpoint, structure: Structure, groups: Sequence[SymmetryGroup], families: Sequence[Family],
           walked: Walk) -> tuple[Pin, ...]:
     moving = {(place.tensor, place.axis) for group in groups for place in group.places}
     pins = [Pin(key, axis, "none", "", "no op reads this tensor") for key in checkpoint.tensors
             if (key, 0) not in walked.atoms for axis in range(checkpoint.meta(key).ndim)]
+    units = np.zeros(structure.pin.size, bool)
+    units[np.concatenate([np.zeros(0, np.int64), *(family.units for family in families)])] = True
     for (key, axis), labels in walked.atoms.items():
-        if (key, axis) in moving or labels.size < 2:
-            continue
-        reasons = structure.pin[structure.class_of[labels]]
-        why = structure.reasons[reasons[reasons >= 0][0]] if (reasons >= 0).any() else _DISTINCT
-        pins.append(Pin(key, axis, why.op, why.node, why.reason))
+        classes = structure.class_of[labels]
+        if (key, axis) in moving:
+            held = structure.held[classes[~units[classes]]]
+            if (held >= 0).any():
+                why = structure.reasons[held[held >= 0][0]]
+                pins.append(Pin(key, axis, why.op, why.node, f"it moves, but not within its units: {why.reason}"))
+        elif labels.size > 1:
+            reasons = structure.pin[classes]
+            why = structure.reasons[reasons[reasons >= 0][0]] if (reasons >= 0).any() else _DISTINCT
+            pins.append(Pin(key, axis, why.op, why.node, why.reason))
     return tuple(pins)
 
 

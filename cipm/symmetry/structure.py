@@ -56,8 +56,9 @@ class Structure:
     """Classes of tied labels: where they stand, what they move with, and what pins them.
 
     `where[c]` are the stored positions (number of the axis, place) of class c; `above[c]` the classes it moves with,
-    `below[c]` those that move with it; `pin[c]` the number of the reason why it may not move, or −1; `role[c]` tells
-    whether its place on some fixed axis tells it apart. `standing[c]` sums up axes and marks.
+    `below[c]` those that move with it; `pin[c]` the number of the reason why it may not move, or −1; `held[c]` of the
+    reason why it keeps its place within what carries it. `role[c]` tells whether its place on some fixed axis tells it
+    apart. `standing[c]` sums up axes and marks.
     """
 
     class_of: np.ndarray
@@ -66,6 +67,7 @@ class Structure:
     above: Table
     below: Table
     pin: np.ndarray
+    held: np.ndarray
     reasons: tuple[Fixed, ...]
     role: np.ndarray
     standing: np.ndarray
@@ -98,8 +100,8 @@ def build_structure(walk: Walk) -> Structure:
     below = Table.of(above.rows, child, count)
     marks, role = _marks(walk, class_of, count)
     standing = _mix(_summed(_classes_of(where), _hash(where.rows[:, 0], 1), count)) + marks
-    pin, reasons = _pinned(walk, class_of, child, above.rows, count)
-    return Structure(class_of, tuple(walk.atoms), where, above, below, pin, reasons, role, standing)
+    pin, held, reasons = _pinned(walk, class_of, child, above.rows, count)
+    return Structure(class_of, tuple(walk.atoms), where, above, below, pin, held, reasons, role, standing)
 
 
 def find_families(structure: Structure) -> list[Family]:
@@ -226,16 +228,19 @@ def _marks(walk: Walk, class_of: np.ndarray, count: int) -> tuple[np.ndarray, np
 
 
 def _pinned(walk: Walk, class_of: np.ndarray, child: np.ndarray, parent: np.ndarray,
-            count: int) -> tuple[np.ndarray, tuple[Fixed, ...]]:
-    """Return the number of the first reason that pins each class (−1: none); what carries a pinned class is pinned too."""
-    none = len(walk.book.pins)
-    pin = np.full(count, none)
-    for number, (labels, _) in enumerate(walk.book.pins):
-        np.minimum.at(pin, class_of[labels], number)
-    carried = np.full(count, none)
+            count: int) -> tuple[np.ndarray, np.ndarray, tuple[Fixed, ...]]:
+    """Return the numbers of the first reasons that pin and that hold each class (−1: none), and the reasons.
+
+    What carries a pinned class is pinned too.
+    """
+    facts = [*walk.book.pins, *walk.book.held]
+    none, pins = len(facts), len(walk.book.pins)
+    pin, held, carried = (np.full(count, none) for _ in range(3))
+    for number, (labels, _) in enumerate(facts):
+        np.minimum.at(pin if number < pins else held, class_of[labels], number)
     np.minimum.at(carried, parent, pin[child])
     pin = np.where(pin < none, pin, carried)
-    return np.where(pin < none, pin, -1), tuple(why for _, why in walk.book.pins)
+    return np.where(pin < none, pin, -1), np.where(held < none, held, -1), tuple(why for _, why in facts)
 
 
 # --- families ---------------------------------------------------------------------------------------------------------

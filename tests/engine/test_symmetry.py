@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from cipm.errors import OptionError
+from cipm.load import load
 from cipm.load.checkpoint import Checkpoint
 from cipm.permutation import Permutation, Plan
 from cipm.symmetry import TOLERANCE, discover_groups, prove, symmetry_from_json
+from cipm.testing.models import save_huggingface
 from cipm.trace import from_exported
 
 
@@ -370,3 +372,11 @@ def test_every_group_is_proved_by_itself_with_a_control_of_its_own():
     assert [p.name for p in proofs] == [g.name for g in symmetry.groups]
     assert all(p.passed and p.max_rel <= symmetry.certificate.tolerance < p.negative_control for p in proofs)
     assert symmetry.certificate.negative_control == min(p.negative_control for p in proofs)
+
+
+def test_units_that_keep_their_place_within_a_head_are_pinned_with_the_reason(tmp_path):
+    """The rotary frequencies of a Hugging Face model follow from its configuration and cannot move."""
+    save_huggingface("llama", tmp_path / "llama")
+    symmetry = discover_groups(load(tmp_path / "llama"))
+    held = {(pin.tensor, pin.axis) for pin in symmetry.pins if "it moves, but not within its units" in pin.reason}
+    assert held == {(f"model.layers.{layer}.self_attn.{name}_proj.weight", 0) for layer in (0, 1) for name in "qk"}
