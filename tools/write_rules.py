@@ -13,12 +13,16 @@ Made from the code by `make docs`; a test keeps it so.
 
 Every axis of every stored tensor starts with a label for each position. A rule says, for one op, which labels must move
 together. In the equations below a letter that two operands share ties their axes, `…` stands for leading axes, and a letter
-that is missing on the right is summed over. Ops without a line here, and without torch's own `pointwise` tag, **pin** every
-axis that they read; the report names them with the axes.
+that is missing on the right is summed over. Ops with torch's own `pointwise` tag need no line. Any other op without a line
+here, or in a form that its line does not cover, is **tried**: run alone in float64 on random operands of two shapes, with and
+without units permuted. Axes whose order makes no difference, or moves the result alike, may move; the others are **pinned**,
+and so is everything where the op is too large to be tried. The report names the ops and the axes.
 
 What is pinned whatever the op: axes of the model's inputs and outputs; axes that meet a constant which is not part of the
 checkpoint (rotary frequencies of a Hugging Face model, for instance, pin the places of query and key units within a head);
-the axis along which a convolution or pooling slides; rows of an embedding, since the values of an index choose them.
+the axis along which a convolution or pooling slides; rows of an embedding, since the values of an index choose them. An
+index that was made by ranking units (the experts with the best scores) names these units: its numbers move with them, and so
+does the axis that it chooses from.
 Known to be movable but pinned today: see the end of the page.
 """
 TAIL = """
@@ -31,6 +35,8 @@ TAIL = """
 - Experts that are held in tensors of their own stay where they are: units move within tensors, never between them.
 - Pairs of rotary units whose frequencies are computed by the model and not stored (Hugging Face) stay where they are.
 - Experts that are sorted by number before they are computed (grouped matrix products) stay where they are.
+- Layers whose learned first states stand in one tensor ([layers, batch, units]) move alike; heads whose units stand on an
+  axis of their own ([in, heads, units]) share one order of units.
 - Cyclic shifts and reflections, where these alone are free (an axis that is added to its own shift).
 """
 
