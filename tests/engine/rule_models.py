@@ -1,4 +1,4 @@
-"""Small modules for the tests of the rules: a function or layer between two layers, attention with stored frequencies, experts."""
+"""Small modules for the tests of the rules: something between two layers, attention with stored frequencies, experts."""
 
 from __future__ import annotations
 
