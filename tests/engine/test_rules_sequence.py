@@ -147,7 +147,7 @@ FUNCTIONS = {
     "einsum with leading axes": (Between(lambda x: torch.einsum("...ij,...kj->...ik", x, x) @ x), [(8, 1)]),
     "triangle of positions": (Between(lambda x: torch.tril(x @ x.transpose(1, 2)) @ x), [(8, 1)]),
     "diagonal": (Between(lambda x: (x.transpose(1, 2) @ x).diagonal(dim1=1, dim2=2)), [(8, 1)]),
-    "overwritten half": (Between(lambda x: x.slice_scatter(x[..., 4:].exp(), -1, 0, 4)), [(4, 1)] * 2),  # half are read by nobody
+    "overwritten half": (Between(lambda x: x.slice_scatter(x[..., 4:].exp(), -1, 0, 4)), [(4, 1)] * 2),  # half of them unread
     "where, clamp, lerp": (Between(lambda x: torch.where(x > 0, x, x.tanh()).clamp(min=-1).lerp(x, 0.5)), [(8, 1)]),
 }
 
