@@ -151,16 +151,14 @@ def group_proof(facts: Json, name: str) -> list[tuple[str, str]]:
             ("Passed", "yes" if mine.get("passed") else "no")]
 
 
-def continuous_rows(facts: Json) -> list[tuple[str, str, str, str]]:
-    """Return the symmetries beyond permutations: (kind, name, size in words, whether it is certified)."""
+def continuous_rows(facts: Json) -> list[tuple[str, str, str, str, str, str]]:
+    """Return the symmetries beyond permutations: (kind, name, units, dimension, conditions, proof)."""
     rows = []
     for found in facts["continuous"]:
-        units, blocks, dimension = found.get("units"), found.get("blocks") or 1, found.get("dimension")
-        size = (f"{words.integer(units)} units" if units else words.NONE) + (f" in {blocks} blocks" if blocks > 1 else "")
-        size += f", dimension {words.integer(dimension)}" if dimension is not None else ""
-        passed = (found.get("certificate") or {}).get("passed")
-        rows.append((str(found.get("kind", "")), str(found.get("name", "")), size,
-                     {True: "certified", False: "not certified", None: words.NONE}[passed]))
+        blocks, proof = found["blocks"], found["certificate"] or {}
+        size = words.plural(found["units"], "unit") + (f" in {words.integer(blocks)} blocks" if blocks > 1 else "")
+        rows.append((found["kind"], found["name"], size, words.integer(found["dimension"]), "; ".join(found["conditions"]),
+                     f"proved, {words.number(proof.get('max_rel'))}" if found["proved"] else "not proved"))
     return rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +36,9 @@ def describe_graph(graph: Graph, symmetry: Json, shapes: Shapes) -> dict[str, An
     `pins` are those of its tensors, `pinning` those that it is the reason for. `edges` are [from, to, [groups], quiet].
     """
     boxes = condense(graph, {pin["node"] for pin in symmetry["pins"] if pin["node"]})
-    paths = module_paths(boxes, {key: _count(shape) for key, shape in shapes.items()})
+    sizes = {key: math.prod(shape) for key, shape in shapes.items()}
+    paths = module_paths(boxes, sizes)
+    largest = [max(box.tensors, key=lambda key: sizes[key], default="") for box in boxes]
     modules: list[dict[str, Any]] = []
     leaves: dict[int, tuple[int, str]] = {}
     _list(build_tree(boxes, paths), -1, modules, leaves)
@@ -45,19 +48,12 @@ def describe_graph(graph: Graph, symmetry: Json, shapes: Shapes) -> dict[str, An
     listed = _tensors(tensors, symmetry, shapes)
     pinning = _pinning(boxes, symmetry)
     return {"modules": modules, "tensors": listed, "edges": _edges(boxes, carried),
-            "boxes": [{"kind": box.kind, "label": _label(box, leaves[at][1]), "op": " · ".join(box.ops),
+            "boxes": [{"kind": box.kind, "label": _label(box, leaves[at][1], largest[at]), "op": " · ".join(box.ops),
                        "module": ".".join(path), "parent": leaves[at][0], "tensors": [tensors[key] for key in box.tensors],
                        "groups": _groups_of(box, carried, [listed[tensors[key]] for key in box.tensors]),
                        "pins": [pin for key in box.tensors for pin in listed[tensors[key]]["pins"]],
                        "pinning": pinning[at]}
                       for at, (box, path) in enumerate(zip(boxes, paths, strict=True))]}
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    total = 1
-    for length in shape:
-        total *= length
-    return total
 
 
 def _list(module: Module, at: int, modules: list[dict[str, Any]], leaves: dict[int, tuple[int, str]]) -> None:
@@ -113,8 +109,13 @@ def _edges(boxes: list[Box], carried: Mapping[str, list[int]]) -> list[list[Any]
     return [[one, two, list(groups), not groups and readers[one] > MOST_READERS] for (one, two), groups in found.items()]
 
 
-def _label(box: Box, name: str) -> str:
-    """Return what is written on a box: its module's own name where it is the only box there, else its op."""
+def _label(box: Box, name: str, largest: str) -> str:
+    """Return what is written on a box: its module's name where it is the only box there, else its tensor's, else its op."""
     if box.kind != "op":
         return box.nodes[0] if box.kind == "input" else "output"
-    return name if name and box.tensors else ops_word(box.ops)
+    if not box.tensors or name:
+        return name if box.tensors else ops_word(box.ops)
+    *module, last = largest.split(".")
+    if not module or last in ("weight", "bias"):
+        return ops_word(box.ops)
+    return f"{module[-1]}.{last}" if last.isdigit() else last

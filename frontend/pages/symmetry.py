@@ -57,7 +57,7 @@ async def body(site: Site, page: Json, analysis: Json, view: sm.View) -> list[An
         return [_plain_head(analysis, page),
                 empty("There is no symmetry report", error.problem["message"], error.problem["fix"])]
     done = analysis["job"]["status"] == "done"
-    return [_head(analysis, report["symmetry"], page), _main(report, page, view, done), symmetry_parts.tables(report)]
+    return [head(analysis, report["symmetry"], page), _main(report, page, view, done), symmetry_parts.tables(report)]
 
 
 def _waiting(analysis: Json, page: Json, error: Json) -> list[Any]:
@@ -77,12 +77,13 @@ def _back(page: Json) -> Component:
     return dcc.Link("Analysis", href=sm.analysis_address(page), className="cipm-button", title="Modules, heatmaps, what-ifs")
 
 
-def _head(analysis: Json, found: Json, page: Json) -> Component:
+def head(analysis: Json, found: Json, page: Json) -> Component:
+    """Return the title, the proof and the figures."""
     proof = vm.proof(found["certificate"])
     tone = {True: "good", False: "bad", None: "plain"}[proof.passed]
     figure = f" · |Δ| ≤ {proof.figures[0][1]}" if proof.figures else ""
     product = html.Span(symmetry_parts.short(found["structure"]), className="structure")
-    forms = html.Span([power(found["log10_equivalents"]), product],
+    forms = html.Span([html.Span(power(found["log10_equivalents"])), product],
                       title=f"The proved group: {found['structure']} (S: all orders of so many units; ≀: units inside what "
                             "carries them, a wreath product)")
     return html.Header([

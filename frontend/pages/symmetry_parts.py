@@ -209,7 +209,7 @@ def _continuous(found: Json) -> Component | None:
     if not rows:
         return None
     return html.Section([html.H2(f"Beyond permutations ({len(rows)})"),
-                         _table(["Kind", "Name", "Size", "Proof"], rows, "pins")])
+                         _table(["Kind", "Name", "Units", "Dimension", "Conditions", "Proof"], rows, "pins")])
 
 
 def _proof(found: Json) -> Component:

@@ -15,6 +15,7 @@ import numpy as np
 import uvicorn
 from fastapi import FastAPI
 from study import write_study
+from symmetry_study import mlp_symmetry
 
 from backend.app import create_app
 from backend.settings import Settings
@@ -92,7 +93,9 @@ def finish(running: Running, analysis: dict[str, Any], folder: Path) -> None:
     store, job = running.app.state.store, analysis["job"]["id"]
     lease = jobs.claim(store, "test")
     assert lease is not None and lease.job_id == job
-    artefacts.use(store, job, {"view": analysis["id"]})
+    found = f"discover-{analysis['id']}"
+    artefacts.use(store, job, {"view": analysis["id"], "discover": found})
+    artefacts.record(store, found, "discover", mlp_symmetry(folder.parent / found, folder), 0.5)
     artefacts.record(store, analysis["id"], "view", folder, 0.5)
     jobs.report(store, lease, stages=[{"name": "view", "state": "done", "seconds": 0.5, "address": analysis["id"]}])
     jobs.finish(store, lease, {})
