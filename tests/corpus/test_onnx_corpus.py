@@ -16,7 +16,11 @@ from onnx import TensorProto, helper
 from cipm.cli import main
 from cipm.errors import CipmError
 from cipm.load import load
+from cipm.load.archive import Source
 from cipm.load.onnx import plan, values
+from cipm.load.onnx.module import OnnxModule
+from cipm.load.onnx.proto import parse, read_model
+from cipm.load.onnx.sample import identifiers
 
 Builder = Callable[[Path], Path]
 HERE = Path(__file__).parent
@@ -102,6 +106,7 @@ CASES: dict[str, Builder] = {
     "four-bit tensor": _value(data_type=22, dims=[2], int32_data=[0]),
     "unknown data type": _value(data_type=99, dims=[1]),
     "tensor name with a line break": make.changed(lambda m: setattr(m.graph.initializer[0], "name", "a\nb")),
+    "name that is no text": lambda tmp: make.saved(make.model().SerializeToString().replace(b"matmul", b"m\xfftmul"))(tmp),
     "tensor without a name": make.changed(lambda m: setattr(m.graph.initializer[0], "name", "")),
     "chain of 200,000 nodes": make.chain(200_000),
     "two initialisers of one name": make.saved(make.model(tensors=[make.tensor("w"), make.tensor("w")])),
@@ -164,6 +169,35 @@ def test_data_files_of_the_upload_are_read(tmp_path: Path) -> None:
     whole = load(make.saved(make.model())(tmp_path))
     beside = load(make.folder(make.model(tensors=[make.external("w.bin")]))(tmp_path))
     assert (beside.tensors["w"] == whole.tensors["w"]).all() and set(beside.tensors) == {"w"}
+
+
+def _damaged(data: bytes, generator: np.random.Generator) -> bytes:
+    """Return the bytes with some of them changed, taken out or put in."""
+    changed = bytearray(data)
+    for _ in range(generator.choice([1, 1, 2, 4])):
+        at, size = int(generator.integers(len(changed))), int(generator.integers(1, 4))
+        new = generator.bytes(size)
+        changed[at:at + int(generator.choice([0, size]))] = new if generator.random() < 0.7 else b""
+    return bytes(changed)
+
+
+def test_damaged_bytes_end_in_a_sentence_or_a_model() -> None:
+    constants = {"zero": np.int64([0]), "to": np.int64([0, -1]), "w": make.WEIGHT, "half": np.float32(0.5)}
+    data = make.model([make.node("Reshape", ["x", "to"], ["a"]), make.node("MatMul", ["a", "w"], ["b"]),
+                       make.node("Unsqueeze", ["half", "zero"], ["c"]), make.node("Pad", ["b", "pads"], ["d"]),
+                       make.node("Add", ["c", "d"], ["e"]), make.node("Softmax", ["e"], axis=-1)],
+                      [*(make.tensor(key, value) for key, value in constants.items()),
+                       make.tensor("pads", np.int64([0, 1, 0, 1]))]).SerializeToString()
+    generator, outcomes = np.random.default_rng(0), set()
+    for _ in range(400):
+        try:
+            proto = parse(_damaged(data, generator), "model.onnx")
+            model = read_model(Source(Path("model.onnx"), "", {}), "model.onnx", proto)
+            OnnxModule(plan.make_plan(model), identifiers([item.name for item in model.inputs]))
+            outcomes.add("a model")
+        except CipmError as error:
+            outcomes.add(error.code)
+    assert outcomes >= {"a model", "corrupt_file"}
 
 
 def test_every_listed_operator_is_one_of_onnx() -> None:

@@ -99,8 +99,7 @@ def slice_axes(call: Call) -> Result:
 
 def _sliced(call: Call, x: torch.Tensor, axis: int, start: Any, end: Any, step: int) -> torch.Tensor:
     if step > 0:
-        start, end = (None if isinstance(n, int) and abs(n) >= _FAR and (n > 0) == last else n
-                      for n, last in ((start, False), (end, True)))
+        start, end = (max(min(n, _FAR), -_FAR) if isinstance(n, int) else n for n in (start, end))
         return x[(slice(None),) * (axis % x.ndim) + (slice(start, end, step),)]
     if step == 0:
         raise call.damaged("has the step 0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -45,14 +46,22 @@ def make_plan(model: OnnxModel) -> Plan:
         _check_node(node, model.opset)
     nodes = _needed(model)
     known, whole, buffers = _known_before(model, nodes), set(), set()
+    reads = Counter(model.shared.get(name, name) for node in nodes for name in node.inputs)
     for node in nodes:
         operator = OPERATORS[node.op]
         whole |= {name for i, name in enumerate(node.inputs) if i in operator.stored}
         buffers |= {name for i, name in enumerate(node.inputs) if i in operator.buffers}
     stored = {name: tensor for name, tensor in model.values.items() if tensor.numel() > 1 and name not in known
-              and name not in model.inline and (tensor.is_floating_point() or name in whole)}
+              and name not in model.inline and (tensor.is_floating_point() or name in whole)
+              and not (reads[name] > 1 and _uniform(tensor))}
     constants = {name: tensor for name, tensor in model.values.items() if name not in stored}
     return Plan(model, nodes, stored, constants, frozenset(buffers & set(stored)))
+
+
+def _uniform(tensor: torch.Tensor) -> bool:
+    """Tell whether all elements are one value: where exporters store such a tensor once for many layers, it ties none."""
+    flat = tensor.flatten()
+    return bool((flat == flat[0]).all())
 
 
 def _check_node(node: OnnxNode, opset: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx
 import torch
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from cipm.errors import CorruptFile, LimitExceeded, RefusedFormat, UnsupportedModel
 from cipm.load.archive import MAX_UNPACKED, Source, is_zip, open_source
@@ -94,7 +94,20 @@ def parse(data: bytes, name: str) -> onnx.ModelProto:
     except DecodeError as error:
         raise CorruptFile(f"{name!r} is not a whole ONNX model: its protobuf is damaged, or nested too deeply.", where=name,
                           fix=DAMAGED) from error
+    _check_text(model, name)
     return model
+
+
+def _check_text(model: Message, name: str) -> None:
+    """Raise CorruptFile where a name is not UTF-8, which protobuf hands on as bytes."""
+    pending = [model]
+    while pending:
+        for field, value in pending.pop().ListFields():
+            items = (value,) if isinstance(value, (str, bytes, Message)) else value
+            if field.type == field.TYPE_MESSAGE:
+                pending.extend(items)
+            elif field.type == field.TYPE_STRING and not all(isinstance(item, str) for item in items):
+                raise CorruptFile(f"{name!r} is damaged: its field {field.name!r} is not text.", where=name, fix=DAMAGED)
 
 
 def folder_of(name: str) -> str:
