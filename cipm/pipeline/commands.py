@@ -19,7 +19,7 @@ from cipm.permutation import Permutation
 from cipm.pipeline.context import Context, Emit, batches
 from cipm.pipeline.discovery import discover, open_model
 from cipm.pipeline.exporting import write_reorganized
-from cipm.pipeline.statistics import plain_orders
+from cipm.pipeline.statistics import PLAIN_ORDERS, plain_order
 from cipm.symmetry import TOLERANCE, compare, example_inputs
 from cipm.trace import run
 
@@ -66,13 +66,12 @@ def _given_orders(request: Mapping[str, Any], context: Context) -> dict[str, Per
 
 
 def _own_orders(request: Mapping[str, Any], context: Context) -> dict[str, Permutation]:
-    canonical = canonical_orders(context.symmetry, context.checkpoint.tensors).orders
-    found = {group.name: plain_orders(context, group, canonical) for group in context.symmetry.groups if group.proved}
-    names = {name for orders in found.values() for name in orders}
-    if found and request["order"] not in names:
-        raise OptionError(f"The order {request['order']!r} needs activations: give --analysis DIR, or one of "
-                          f"{', '.join(sorted(names))}.", where="--order")
-    return {name: orders[request["order"]] for name, orders in found.items()}
+    groups, name = [group for group in context.symmetry.groups if group.proved], request["order"]
+    if groups and name not in PLAIN_ORDERS:
+        raise OptionError(f"The order {name!r} needs activations: give --analysis DIR, or one of "
+                          f"{', '.join(sorted(PLAIN_ORDERS))}.", where="--order")
+    canonical = canonical_orders(context.symmetry, context.checkpoint.tensors).orders if name == "canonical" else {}
+    return {group.name: plain_order(context, group, name, canonical) for group in groups}
 
 
 def _comparison_inputs(request: Mapping[str, Any], checkpoint: Checkpoint) -> list[dict[str, torch.Tensor]]:

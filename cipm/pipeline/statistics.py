@@ -22,6 +22,7 @@ from cipm.symmetry import SymmetryGroup, Tap
 from cipm.trace import run
 
 Statistics = Mapping[str, HalfSplit]
+PLAIN_ORDERS = ("random", "nodesort", "canonical")
 
 
 def collect_statistics(context: Context, folder: Path) -> None:
@@ -141,7 +142,7 @@ def organize(context: Context, folder: Path) -> None:
     (folder / "correlation").mkdir()
     for number, group in enumerate(groups):
         alike = similarity(context, group, statistics)
-        orders = plain_orders(context, group, canonical.orders)
+        orders = {name: plain_order(context, group, name, canonical.orders) for name in PLAIN_ORDERS}
         facts[group.name] = {"similarity": None, "modules": [], "labels": [-1] * group.size,
                              "canonical_ties": canonical.unresolved.get(group.name, 0),
                              "unavailable": None if alike else _why_not(context, group)}
@@ -159,15 +160,16 @@ def organize(context: Context, folder: Path) -> None:
     (folder / "organize.json").write_text(json.dumps(facts))
 
 
-def plain_orders(context: Context, group: SymmetryGroup, canonical: Mapping[str, Permutation]) -> dict[str, Permutation]:
-    """Return the orders that need no activations: random, nodesort, canonical."""
-    generator = np.random.default_rng([context.options.seed, *group.name.encode()])
-    weights = _unit_weights(context, group)
-    width = group.size // group.blocks
+def plain_order(context: Context, group: SymmetryGroup, name: str, canonical: Mapping[str, Permutation]) -> Permutation:
+    """Return one of the PLAIN_ORDERS, which need no activations; `canonical` is asked for that order alone."""
+    if name == "canonical":
+        return canonical[group.name]
+    if name == "random":
+        generator = np.random.default_rng([context.options.seed, *group.name.encode()])
+        return Permutation.random(group.size, generator=generator, blocks=group.blocks)
+    weights, width = _unit_weights(context, group), group.size // group.blocks
     runs = [nodesort(weights[b * width:(b + 1) * width]).order + b * width for b in range(group.blocks)]
-    orders = {"random": Permutation.random(group.size, generator=generator, blocks=group.blocks),
-              "nodesort": Permutation(np.concatenate(runs))}
-    return orders | ({"canonical": canonical[group.name]} if group.name in canonical else {})
+    return Permutation(np.concatenate(runs))
 
 
 def _unit_weights(context: Context, group: SymmetryGroup) -> np.ndarray:
