@@ -16,6 +16,7 @@ from cipm.compiled import compiled
 from cipm.statistics.samples import refuse_nonfinite, too_large
 
 CHUNK_ROWS, CHUNK_VALUES = 384, 2**18  # one inner block of the product; 1 MB of float32 where units are few
+SUM_ROWS = 64  # summed in float32 before float64 takes over
 UNDERFLOW, OVERFLOW = 1e-30, 1e36  # sums of squares outside are not safe in float32
 
 
@@ -35,11 +36,10 @@ class Chunk:
 class Centring:
     """The buffer that a stream of samples fills, chunk by chunk. Belongs to one accumulator."""
 
-    def __init__(self, units: int, dtype: np.dtype) -> None:
+    def __init__(self, units: int, dtype: np.dtype, rows: int | None = None) -> None:
         self.units, self.dtype = units, np.dtype(dtype)
         self.kind = ("cpu", self.dtype.name)
-        rows = min(max(CHUNK_VALUES // max(units, 1), CHUNK_ROWS), 4096)
-        self.buffer = np.empty((rows, units), self.dtype)
+        self.buffer = np.empty((rows or chunk_rows(units), units), self.dtype)
         self.fill = self.samples = 0
         self.first = np.zeros(units)
         self.varies = np.zeros(units, bool)
@@ -81,8 +81,8 @@ class Centring:
     def _chunk(self) -> Chunk:
         values = self.buffer[:self.fill]
         with np.errstate(over="ignore", invalid="ignore"):
-            rest = self.total.astype(np.float64) / len(values)
-            far = (rest**2 > self.square / len(values) - rest**2).any()
+            rest = self.total / len(values)
+            far = (5 * rest**2 > self.square / len(values)).any()  # more than half a standard deviation
         if far:
             self._shift_again(values, rest)
         if not np.isfinite(self.square).all():
@@ -90,7 +90,7 @@ class Centring:
         self._notice(values)
         narrow = self.dtype == np.float64 or (self.square.max(initial=0) < OVERFLOW
                                               and not (self.varies & (self.spread < UNDERFLOW)).any())
-        chunk = Chunk(values, self.base, self.total.astype(np.float64), bool(narrow))
+        chunk = Chunk(values, self.base, self.total, bool(narrow))
         self._restart()
         if far:
             self._move(self.base.astype(self.dtype))
@@ -124,19 +124,31 @@ class Centring:
             self.varies[quiet] = _nonzero(values, quiet)
 
     def _restart(self) -> None:
-        self.total, self.square = np.zeros(self.units, self.dtype), np.zeros(self.units, self.dtype)
+        self.total, self.square = np.zeros(self.units), np.zeros(self.units)
         self.fill = 0
+
+
+def chunk_rows(units: int) -> int:
+    """Return how many samples make a chunk."""
+    return min(max(CHUNK_VALUES // max(units, 1), CHUNK_ROWS), 4096)
 
 
 @compiled
 def _shift_into(x, shift, out, total, square):
-    for row in range(x.shape[0]):
-        source, target = x[row], out[row]
-        for unit in range(source.size):
-            value = source[unit] - shift[unit]
-            target[unit] = value
-            total[unit] += value
-            square[unit] += value * value
+    """Write x − shift, and add its sums and sums of squares: a few rows in x's precision, then in float64."""
+    some, squares = np.empty_like(shift), np.empty_like(shift)
+    for start in range(0, x.shape[0], SUM_ROWS):
+        some[:], squares[:] = 0, 0
+        for row in range(start, min(start + SUM_ROWS, x.shape[0])):
+            source, target = x[row], out[row]
+            for unit in range(source.size):
+                value = source[unit] - shift[unit]
+                target[unit] = value
+                some[unit] += value
+                squares[unit] += value * value
+        for unit in range(shift.size):
+            total[unit] += some[unit]
+            square[unit] += squares[unit]
 
 
 @compiled

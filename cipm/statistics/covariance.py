@@ -13,6 +13,7 @@ from cipm.statistics.scatter import Scatter
 from cipm.statistics.triangle import diagonal, to_square
 
 BLOCK_SAMPLES = 4096  # samples worth adding at once where activations are small
+VANISHING = 1e-300  # a scatter below is no variation: activations that differ by less than 1e-150
 
 
 @final
@@ -72,7 +73,7 @@ class Covariance:
 
     @property
     def samples(self) -> int:
-        return self._live.settle().samples
+        return self._live.seen
 
     @property
     def mean(self) -> np.ndarray:
@@ -182,5 +183,6 @@ def correlation_from_covariance(covariance: np.ndarray, dead: np.ndarray | None 
 
 
 def inverse_root(energy: np.ndarray) -> np.ndarray:
-    """Return 1/√energy, and 0 where there is none."""
-    return np.where(energy > 0, 1 / np.sqrt(np.where(energy > 0, energy, 1)), 0)
+    """Return 1/√energy, and 0 where there is none (or so little that products of two are not float64 numbers)."""
+    some = energy > VANISHING
+    return np.where(some, 1 / np.sqrt(np.where(some, energy, 1)), 0)

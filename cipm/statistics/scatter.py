@@ -66,9 +66,15 @@ class Scatter:
         if self._centring is not None:
             for chunk in self._centring.drain():
                 self._add(chunk)
-            self.first, self.varies = self._centring.first, self._centring.varies.copy()
+            self.first, self.varies = self._centring.first, self._centring.varies
         self._flush(keep=False)
+        self._centring = self._products = None
         return self
+
+    @property
+    def seen(self) -> int:
+        """Return how many samples came, those held back among them."""
+        return self.samples if self._centring is None else self._centring.samples
 
     def merged(self, other: Scatter) -> Scatter:
         """Return a new state of both streams; both stay as they are."""

@@ -12,7 +12,19 @@ from hypothesis.extra import numpy as hnp
 from cipm.ordering import seriate
 from cipm.permutation import Permutation
 from cipm.pruning import elimination_curve
-from cipm.statistics import Covariance, correlation
+from cipm.statistics import (
+    RANGES,
+    Activity,
+    ClassConditional,
+    CoActivation,
+    Covariance,
+    CrossCovariance,
+    Histogram,
+    Means,
+    Quantiles,
+    Spearman,
+    correlation,
+)
 
 finite = st.floats(-1e6, 1e6, allow_nan=False, width=64)
 
@@ -45,6 +57,82 @@ def test_any_sharding_and_merge_order_gives_the_same(case):
     assert (np.abs(merged.covariance() - whole.covariance()) / scale).max() <= slack
     assert merged.samples == whole.samples
     np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-12, atol=1e-12)
+
+
+def merged(start, shards, order):
+    """Return the accumulators of all shards merged in this order."""
+    return reduce(lambda a, b: a.merge(b), [start().update(*shards[i]) for i in order])
+
+
+def close(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-11)
+
+
+@given(sharded())
+@settings(max_examples=40, deadline=None)
+def test_exact_products_of_float32_samples_merge_to_the_same_however_sharded(case):
+    x, shards, order = case
+    whole = Covariance.create(x.shape[1], exact=True).update(x.astype(np.float32))
+    parts = merged(lambda: Covariance.create(x.shape[1], exact=True), [(s.astype(np.float32),) for s in shards], order)
+    variance = whole.covariance().diagonal()
+    scale = np.sqrt(np.outer(variance, variance)) + 1e-300
+    slack = 1e-12 * (1 + (np.abs(x).max() / np.sqrt(variance[variance > 0].min(initial=1))) * 1e-3)
+    assert (np.abs(parts.covariance() - whole.covariance()) / scale)[np.ix_(whole.varies, whole.varies)].max(initial=0) <= slack
+
+
+@given(sharded())
+@settings(max_examples=60, deadline=None)
+def test_counts_are_the_same_bits_however_sharded(case):
+    """Co-activation, histograms and activity count integers."""
+    x, shards, order = case
+    units, single = x.shape[1], [(s,) for s in shards]
+    one, other = CoActivation.create(units).update(x), merged(lambda: CoActivation.create(units), single, order)
+    assert np.array_equal(one.counts(), other.counts()) and np.array_equal(one.finalise(), other.finalise())
+    one, other = Histogram.create(units, bins=8).update(x), merged(lambda: Histogram.create(units, bins=8), single, order)
+    assert all(np.array_equal(a, b) for a, b in zip(one.finalise(), other.finalise(), strict=True))
+    assert (one.counts.sum(axis=1) == len(x)).all()
+    tanh = RANGES["tanh"]
+    one, other = Activity.create(units, tanh).update(x), merged(lambda: Activity.create(units, tanh), single, order)
+    assert np.array_equal(one.finalise().extreme, other.finalise().extreme)
+    assert np.array_equal(one.finalise().constant, other.finalise().constant)
+
+
+@given(sharded(), st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None)
+def test_means_classes_and_two_groups_merge_to_the_same_however_sharded(case, seed):
+    x, shards, order = case
+    x, shards = x - x.mean(axis=0).round(), [s - x.mean(axis=0).round() for s in shards]
+    units, rng = x.shape[1], np.random.default_rng(seed)
+    y, labels = rng.standard_normal((len(x), 3)), rng.integers(0, 3, len(x))
+    borders = np.cumsum([len(s) for s in shards])[:-1]
+    ys, cut = np.split(y, borders), np.split(labels, borders)
+    one, other = Means.create(units).update(x), merged(lambda: Means.create(units), [(s,) for s in shards], order)
+    close(other.mean, one.mean)
+    close(other.variance(), one.variance())
+    one = CrossCovariance.create(units, 3).update(x, y)
+    other = merged(lambda: CrossCovariance.create(units, 3), list(zip(shards, ys, strict=True)), order)
+    close(other.covariance(), one.covariance())
+    close(other.finalise(), one.finalise())
+    one = ClassConditional.create(units, 3).update(x, labels)
+    other = merged(lambda: ClassConditional.create(units, 3), list(zip(shards, cut, strict=True)), order)
+    close(other.means, one.means)
+    assert np.array_equal(other.counts, one.counts)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(20, 900), st.data())
+@settings(max_examples=40, deadline=None)
+def test_ranks_stay_within_their_error_however_sharded(seed, rows, data):
+    """And Spearman merges: shards with the same quantiles give the same in any order."""
+    rng = np.random.default_rng(seed)
+    x = np.round(rng.standard_normal((rows, 2)) + rng.standard_normal((rows, 1)), data.draw(st.integers(0, 9)))
+    shards = np.split(x, sorted(data.draw(st.sets(st.integers(1, rows - 1), max_size=5))))
+    order = data.draw(st.permutations(range(len(shards))))
+    sketch = merged(lambda: Quantiles.create(2, size=16), [(s,) for s in shards], order)
+    exact = ((x[:, None] < x[None]).sum(axis=1), (x[:, None] > x[None]).sum(axis=1))
+    middle = (exact[1] + len(x) - exact[0]) / 2 / len(x)
+    assert np.abs(sketch.ranks().of(x) - middle).max() <= sketch.rank_error + 1e-12
+    one = Spearman.create(sketch).update(x).finalise()
+    close(merged(lambda: Spearman.create(sketch), [(s,) for s in shards], order).finalise(), one)
 
 
 @given(sharded(), st.integers(0, 2**32 - 1))
