@@ -23,6 +23,13 @@ from cipm.jail import run as run_jailed
 from cipm.options import ORDERS, AnalysisOptions, parse_options
 from cipm.views.facts import freedom_facts
 
+FORMS = {
+    "scale": "scale every unit by a power of two so that the norm of what comes in lies in [1, 2); restore undoes it",
+    "sign": "turn the sign of every unit so that its largest incoming weight is positive; restore undoes it",
+    "orthogonal": "turn residual streams to the principal axes of what writes into them (rounds: cannot be restored)",
+    "invertible": "balance value-output and query-key spaces (rounds: cannot be restored)",
+}
+"""Normal forms that reorganize can bring a model into."""
 PIPELINE, COMMANDS = "cipm.pipeline:run_job", "cipm.pipeline.commands"
 
 
@@ -53,8 +60,10 @@ def parser() -> argparse.ArgumentParser:
     command = _add(words, "reorganize", reorganize, "write the model with its units in another order", "MODEL", "out", "json")
     command.add_argument("--analysis", type=Path, metavar="DIR", help="folder that cipm analyze wrote")
     command.add_argument("--order", choices=[o for o in ORDERS if o != "original"],
-                         help="which order (default: modules with --analysis, else canonical)")
+                         help="which order (default: modules with --analysis, none with a normal form below, else canonical)")
     command.add_argument("--seed", type=int, default=0, help="seed of the random order (default 0)")
+    for form, words_for in FORMS.items():
+        command.add_argument(f"--{form}", choices=["canonical"], help=words_for)
     _add(words, "restore", restore, "undo reorganize: tensors bit-identical to the upload", "FILE", "out", "json")
     command = _add(words, "verify", verify, "are two models the same function? Exit 0: yes, 1: no", "A", "B", "json")
     command.add_argument("--probe", type=Path, help="compare on these rows instead of random inputs")
@@ -93,18 +102,20 @@ def analyze(arguments: argparse.Namespace) -> int:
 
 def reorganize(arguments: argparse.Namespace) -> int:
     """Write the model with its units in another order."""
-    order = arguments.order or ("modules" if arguments.analysis else "canonical")
+    forms = [form for form in FORMS if getattr(arguments, form)]
+    order = arguments.order or ("modules" if arguments.analysis else "original" if forms else "canonical")
     with _scratch() as scratch:
         orders = _analysis_orders(arguments.analysis, order) if arguments.analysis else None
-        request = {"order": order, "seed": arguments.seed, "orders": orders, "filename": arguments.out.name,
+        request = {"order": order, "seed": arguments.seed, "orders": orders, "forms": forms, "filename": arguments.out.name,
                    **_files(model=arguments.MODEL)}
         readable = list((orders or {}).values())
         result = _run(f"{COMMANDS}:reorganize_job", request, scratch, readable)
         _place(scratch / result["filename"], arguments.out)
     plan = result["certificate"]["plan"]
+    formed = f", with canonical {', '.join(forms)}" if forms else ""
     return _print(arguments, {**result, "filename": str(arguments.out)}, lambda r: [
-        f"wrote {r['filename']} in {order} order: max |Δoutput| {plan['max_abs']:.2g}, relative {plan['max_rel']:.2g} "
-        f"(float64, {plan['rows']} random rows)"])
+        f"wrote {r['filename']} in {order} order{formed}: max |Δoutput| {plan['max_abs']:.2g}, relative {plan['max_rel']:.2g} "
+        f"(float64, {plan['rows']} random rows)", *r.get("notes", ())])
 
 
 def restore(arguments: argparse.Namespace) -> int:

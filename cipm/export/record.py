@@ -4,25 +4,64 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cipm import __version__
-from cipm.errors import CipmError, CorruptFile, UnknownFormat
+from cipm.errors import CipmError, Conflict, CorruptFile, UnknownFormat
 from cipm.load import onnx, state_dict
 from cipm.load.archive import is_zip, open_source
 from cipm.permutation import Plan
+from cipm.symmetry import Rescaling, rescaling_from_json
 
 NAME = "cipm.json"
 SCHEMA_VERSION = 1
 
 
-def make_record(plan: Plan, certificate: Mapping[str, Any] | None, source_sha256: str, order: str | None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Form:
+    """What was done to the tensors before they were reordered: which forms, and how to undo them.
+
+    `kinds` are the normal forms asked for; `rescaling` undoes scales and signs bit for bit. Where `rounded` names kinds
+    (rotations, maps), nothing does.
+    """
+
+    kinds: tuple[str, ...]
+    rescaling: Rescaling
+    rounded: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the form as JSON-ready values."""
+        return {"kinds": list(self.kinds), "rescaling": self.rescaling.to_json(), "rounded": list(self.rounded)}
+
+
+def make_record(plan: Plan, certificate: Mapping[str, Any] | None, source_sha256: str, order: str | None,
+                form: Form | None = None) -> dict[str, Any]:
     """Return the JSON-ready record of an export."""
     return {"schema_version": SCHEMA_VERSION, "plan": plan.to_json(), "certificate": certificate,
-            "source_sha256": source_sha256, "order": order, "created_by": f"cipm {__version__}"}
+            "source_sha256": source_sha256, "order": order, "created_by": f"cipm {__version__}",
+            **({"form": form.to_json()} if form else {})}
+
+
+def undoing(record: Mapping[str, Any], metas: Mapping[str, torch.Tensor]) -> Rescaling | None:
+    """Return what undoes the form of a record, for tensors of these shapes; None where it had none.
+
+    Raises Conflict where the form cannot be undone, CorruptFile where the record is damaged.
+    """
+    form = record.get("form")
+    if form is None:
+        return None
+    try:
+        if form["rounded"]:
+            kinds = " and ".join(map(str, form["rounded"]))
+            raise Conflict(f"The model was brought into {kinds} canonical form, which rounds: its tensors cannot come back bit "
+                           "for bit.", where=NAME, fix="Keep the file it was made from.")
+        return rescaling_from_json(form["rescaling"], metas).inverse
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptFile(f"The record {NAME} is damaged: {error}.", where=NAME) from error
 
 
 def dump_record(record: Mapping[str, Any]) -> str:

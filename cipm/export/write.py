@@ -14,7 +14,7 @@ import torch
 
 from cipm.errors import Conflict
 from cipm.export import huggingface, onnx, pt2, state_dict
-from cipm.export.record import check_plan, dump_record, make_record, read_plan
+from cipm.export.record import Form, check_plan, dump_record, make_record, read_plan, undoing
 from cipm.load import Checkpoint, load
 from cipm.load.checkpoint import metas_of, reordered
 from cipm.permutation import Plan
@@ -25,28 +25,35 @@ WRITERS: dict[str, Writer] = {"pt2": pt2.write, "huggingface": huggingface.write
 
 
 def export(checkpoint: Checkpoint, source_path: str | Path, plan: Plan, certificate: dict[str, Any] | None,
-           out_path: str | Path, *, order: str | None = None) -> Path:
+           out_path: str | Path, *, order: str | None = None, form: Form | None = None) -> Path:
     """Write the model in its uploaded format with the plan applied; return the path written.
 
+    `form` says what was done to the checkpoint's tensors before.
     The file appears whole or not at all. Its own tools load it without CIPM; cipm.json inside holds the record.
     Raises CorruptFile where the plan does not fit the model, Conflict where the folder exists already.
     """
-    record = make_record(plan, certificate, checkpoint.sha256, order)
-    return _write(checkpoint, Path(source_path), plan, dump_record(record), Path(out_path))
+    record = make_record(plan, certificate, checkpoint.sha256, order, form)
+    return _write(checkpoint, Path(source_path), _planned(checkpoint, plan), dump_record(record), Path(out_path))
 
 
 def restore(path: str | Path, out_path: str | Path) -> Path:
     """Write the tensors as they were before the export at `path`, bit for bit, and return the path written.
 
-    Raises UnknownFormat where the file carries no plan.
+    Raises UnknownFormat where the file carries no plan, Conflict where it was brought into a form that rounds.
     """
-    plan, _ = read_plan(path)
-    return _write(load(path), Path(path), plan.coinverse, None, Path(out_path))
+    plan, record = read_plan(path)
+    checkpoint = load(path)
+    back = undoing(record, metas_of(checkpoint.tensors))
+    tensors = _planned(checkpoint, plan.coinverse)
+    return _write(checkpoint, Path(path), back.apply(tensors) if back else tensors, None, Path(out_path))
 
 
-def _write(checkpoint: Checkpoint, source: Path, plan: Plan, record: str | None, out: Path) -> Path:
+def _planned(checkpoint: Checkpoint, plan: Plan) -> Mapping[str, torch.Tensor]:
     check_plan(plan, metas_of(checkpoint.tensors))
-    tensors = reordered(checkpoint.tensors, plan)
+    return reordered(checkpoint.tensors, plan)
+
+
+def _write(checkpoint: Checkpoint, source: Path, tensors: Mapping[str, torch.Tensor], record: str | None, out: Path) -> Path:
     with _whole(out) as temporary:
         WRITERS[checkpoint.format](checkpoint, tensors, source, record, temporary)
     return out

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from cipm.errors import OptionError, UnsupportedModel
-from cipm.export import restore
+from cipm.export import Form, restore
 from cipm.load import Checkpoint, load
 from cipm.load.probe import open_probe
 from cipm.options import parse_options
@@ -20,21 +20,31 @@ from cipm.pipeline.context import Context, Emit, batches
 from cipm.pipeline.discovery import discover, open_model
 from cipm.pipeline.exporting import write_reorganized
 from cipm.pipeline.statistics import PLAIN_ORDERS, plain_order
-from cipm.symmetry import TOLERANCE, compare, example_inputs
+from cipm.symmetry import TOLERANCE, compare, example_inputs, normalise
 from cipm.trace import run
 
 VERIFY_DRAWS = 3
 
 
 def reorganize_job(request: Mapping[str, Any], scratch: Path, emit: Emit) -> dict[str, Any]:
-    """Write the model `request["model"]` in the order named, from an analysis' orders or from the weights alone."""
+    """Write the model `request["model"]` in the order named, from an analysis' orders or from the weights alone.
+
+    `request["forms"]` names the normal forms it is brought into first; orders that come from the weights see it in that form.
+    """
     context = Context(request, parse_options({"seed": request["seed"]}), {}, emit)
     for stage, function in (("open", open_model), ("discover", discover)):
         (scratch / stage).mkdir()
         function(context, scratch / stage)
         context.folders[stage] = scratch / stage
-    orders = _given_orders(request, context) if request["orders"] else _own_orders(request, context)
-    return write_reorganized(context, orders, request["order"], scratch / request["filename"])
+    original, out = context.checkpoint, scratch / request["filename"]
+    if not request["forms"]:
+        return write_reorganized(context, _orders(request, context), request["order"], out)
+    made = normalise(original, context.symmetry, request["forms"])
+    context = Context(request, context.options, context.folders, emit,
+                      {"checkpoint": made.checkpoint, "symmetry": context.symmetry})
+    form = Form(tuple(request["forms"]), made.rescaling, made.rounded)
+    result = write_reorganized(context, _orders(request, context), request["order"], out, original, form)
+    return {**result, "forms": list(form.kinds), "restorable": not form.rounded, "notes": list(made.notes)}
 
 
 def restore_job(request: Mapping[str, Any], scratch: Path, emit: Emit) -> dict[str, Any]:
@@ -57,6 +67,12 @@ def verify_job(request: Mapping[str, Any], scratch: Path, emit: Emit) -> dict[st
         max_abs, max_rel, rows = max(max_abs, absolute), max(max_rel, relative), rows + len(next(iter(inputs.values())))
     return {"same": max_rel <= TOLERANCE, "max_abs": max_abs, "max_rel": max_rel, "rows": rows, "dtype": "float64",
             "tolerance": TOLERANCE, "inputs": "probe" if request["probe"] else "random"}
+
+
+def _orders(request: Mapping[str, Any], context: Context) -> dict[str, Permutation]:
+    if request["order"] == "original":
+        return {}
+    return _given_orders(request, context) if request["orders"] else _own_orders(request, context)
 
 
 def _given_orders(request: Mapping[str, Any], context: Context) -> dict[str, Permutation]:

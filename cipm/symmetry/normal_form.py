@@ -20,6 +20,7 @@ SCALED = (SCALE, ROTATION, INVERTIBLE)
 SIGNED = (SIGN, ROTATION, INVERTIBLE, ORTHOGONAL)
 """Kinds whose units may each change sign."""
 Choose = Callable[[torch.Tensor], np.ndarray]
+Decide = Callable[[Checkpoint, Sequence[ContinuousSymmetry], ContinuousSymmetry], list[FreedomPlace]]
 
 
 @dataclass(frozen=True)
@@ -39,20 +40,21 @@ def canonical_scales(checkpoint: Checkpoint, freedoms: Sequence[ContinuousSymmet
     Models that differ by powers of two become equal.
     """
     able = [f for f in freedoms if f.proved and f.kind in kinds]
-    return _exact(checkpoint, able, _scale, lambda exponents: Rescaling(exponents, {}))
+    return _exact(checkpoint, able, _anchors, _scale, lambda exponents: Rescaling(exponents, {}))
 
 
 def canonical_signs(checkpoint: Checkpoint, freedoms: Sequence[ContinuousSymmetry],
                     kinds: Sequence[str] = SIGNED) -> NormalForm:
     """Return the signs that make the largest incoming weight of every unit positive."""
     able = [f for f in freedoms if f.proved and f.kind in kinds and not f.fixes_ones]
-    return _exact(checkpoint, able, _sign, lambda flips: Rescaling({}, {p: f % 2 == 1 for p, f in flips.items()}))
+    return _exact(checkpoint, able, _first_anchor, _sign,
+                  lambda flips: Rescaling({}, {p: f % 2 == 1 for p, f in flips.items()}))
 
 
-def _exact(checkpoint: Checkpoint, freedoms: Sequence[ContinuousSymmetry], choose: Choose,
+def _exact(checkpoint: Checkpoint, freedoms: Sequence[ContinuousSymmetry], decide: Decide, choose: Choose,
            make: Callable[[dict[tuple[str, int, int], np.ndarray]], Rescaling]) -> NormalForm:
     """Choose for all units; leave out, and choose again, as long as an entry would not come back bit for bit."""
-    anchored = [(f, anchors) for f in freedoms for anchors in [_anchors(checkpoint, freedoms, f)] if anchors]
+    anchored = [(f, anchors) for f in freedoms for anchors in [decide(checkpoint, freedoms, f)] if anchors]
     blocked = [np.zeros(f.units, bool) for f, _ in anchored]
     notes = [f"{f.name} ({f.kind}) stays as it is: what comes in is changed by others, or is not stored as it is read"
              for f in freedoms if all(f is not other for other, _ in anchored)]
@@ -84,6 +86,12 @@ def _anchors(checkpoint: Checkpoint, freedoms: Sequence[ContinuousSymmetry], own
     parameters = set(checkpoint.parameter_keys)
     return [p for p in own.places if p.power == 1 and p.tensor in parameters and p.tensor not in later
             and often.count(p.tensor) == 1]
+
+
+def _first_anchor(checkpoint: Checkpoint, freedoms: Sequence[ContinuousSymmetry],
+                  own: ContinuousSymmetry) -> list[FreedomPlace]:
+    """Return the place that decides on signs, which do not tell what comes in from what goes out: the first one read."""
+    return _anchors(checkpoint, freedoms, own)[:1]
 
 
 def _incoming(checkpoint: Checkpoint, rescaling: Rescaling, anchors: Sequence[FreedomPlace]) -> torch.Tensor:
