@@ -17,7 +17,12 @@ from cipm.symmetry.trial import FAILURES, Trial, trials
 MAX_ELEMENTS = 2**22
 """Largest op, in elements of operands and results, that is tried."""
 MAX_TOGETHER = 4
-"""Most axes that are moved together."""
+"""Most axes that are moved together, but for all of one size."""
+MAX_CHOSEN_FROM = 8
+"""Most axes of one size among which every choice is tried."""
+NEVER = frozenset({"fractional_max_pool2d", "fractional_max_pool3d", "segment_reduce", "ctc_loss", "put",
+                   "nested_to_padded_tensor"})
+"""Ops whose kernels trust the numbers that they are given as positions: they are not run on random ones."""
 
 Spot = tuple[int, int]
 """An axis of an operand, or of a result: (number, axis)."""
@@ -121,6 +126,8 @@ def _plain(item: object) -> object:
 
 
 def _try(call: Call, values: Sequence[Value], wanted: Sequence[Spot]) -> Outcome:
+    if call.node.op.removeprefix("aten.").split(".")[0] in NEVER:
+        return Outcome(failure="it cannot be tried alone")
     if sum(int(np.prod(shape)) for shape in (*(v.shape for v in values), *call.shapes)) > MAX_ELEMENTS:
         return Outcome(failure="too large to be tried")
     try:
@@ -144,15 +151,20 @@ def _try(call: Call, values: Sequence[Value], wanted: Sequence[Spot]) -> Outcome
 
 def _together(made: Sequence[Trial], values: Sequence[Value], spots: Sequence[Spot]) -> Iterator[Finding]:
     """Yield the smallest sets of axes that may be moved together."""
-    left = list(spots)
-    for count in range(1, MAX_TOGETHER + 1):
-        for chosen in combinations(spots, count):
-            sizes = {values[o].shape[a] for o, a in chosen}
-            if len(sizes) == 1 and all(spot in left for spot in chosen):
-                moves = _moves(made, chosen)
-                if moves is not None:
-                    left = [spot for spot in left if spot not in chosen]
-                    yield Finding(chosen, moves)
+    for size in dict.fromkeys(values[o].shape[a] for o, a in spots):
+        left = [(o, a) for o, a in spots if values[o].shape[a] == size]
+        for chosen in list(_choices(left)):
+            if all(spot in left for spot in chosen) and (moves := _moves(made, chosen)) is not None:
+                left = [spot for spot in left if spot not in chosen]
+                yield Finding(chosen, moves)
+
+
+def _choices(spots: Sequence[Spot]) -> Iterator[tuple[Spot, ...]]:
+    for count in range(1, MAX_TOGETHER + 1 if len(spots) <= MAX_CHOSEN_FROM else 2):
+        yield from combinations(spots, count)
+    for axis in dict.fromkeys(a for _, a in spots):
+        yield tuple((o, a) for o, a in spots if a == axis)
+    yield tuple(spots)
 
 
 def _moves(made: Sequence[Trial], spots: Sequence[Spot]) -> tuple[tuple[int, ...], ...] | None:

@@ -42,7 +42,7 @@ FREE = {
     "renorm": lambda x: torch.renorm(x, 2, 1, 1.0),
     "quantile": lambda x: x - torch.quantile(x, 0.5, -1, keepdim=True),
     "matrix_exp": lambda x: x @ torch.matrix_exp(0.1 * x.transpose(1, 2) @ x),
-    "frexp": lambda x: torch.frexp(x).mantissa,
+    "many parts": lambda x: torch.vstack([x * k for k in range(1, 12)]).unflatten(0, (11, -1)).sum(0),
 }
 
 
@@ -78,6 +78,13 @@ def test_the_same_op_on_the_same_kinds_of_operands_is_tried_once(monkeypatch):
     monkeypatch.setattr(probing, "_try", lambda *args: tried.append(args) or real(*args))
     checkpoint = trace(Between(lambda x: torch.renorm(torch.renorm(x, 2, 1, 1.0), 2, 1, 1.0)), torch.randn(2, 4, 5))
     assert len(discover_groups(checkpoint).groups) == 1 and len(tried) == 1
+
+
+def test_an_op_that_trusts_its_numbers_as_positions_is_not_tried(monkeypatch):
+    assert "fractional_max_pool2d" in probing.NEVER
+    monkeypatch.setattr(probing, "NEVER", {"renorm"})
+    symmetry = discover_groups(trace(Between(FREE["renorm"]), torch.randn(2, 4, 5)))
+    assert symmetry.groups == () and any("it cannot be tried alone" in pin.reason for pin in symmetry.pins)
 
 
 HIDDEN = {
