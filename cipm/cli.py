@@ -21,7 +21,8 @@ from cipm.errors import CipmError, Conflict, InputError, NotFound
 from cipm.jail import Limits
 from cipm.jail import run as run_jailed
 from cipm.options import ORDERS, AnalysisOptions, parse_options
-from cipm.views.facts import freedom_facts
+from cipm.views.facts import STRUCTURE_FILE, freedom_facts
+from cipm.views.text import symmetry_lines
 
 FORMS = {
     "scale": "scale every unit by a power of two so that the norm of what comes in lies in [1, 2); restore undoes it",
@@ -75,9 +76,10 @@ def inspect(arguments: argparse.Namespace) -> int:
     with _scratch() as scratch:
         _run(PIPELINE, {"kind": "inspect", **_files(model=arguments.MODEL)}, scratch)
         facts = json.loads((scratch / "discover" / "symmetry.json").read_text())
+        report = json.loads((scratch / "discover" / STRUCTURE_FILE).read_text())["symmetry"]
         checkpoint = json.loads((scratch / "open" / "checkpoint.json").read_text())
-        result = _inspection(facts, checkpoint)
-    return _print(arguments, result, _inspection_lines)
+        result = _inspection(facts, checkpoint) | {name: report[name] for name in ("structure", "movable", "reasons")}
+    return _print(arguments, result, lambda r: _inspection_lines(r, report))
 
 
 def analyze(arguments: argparse.Namespace) -> int:
@@ -239,16 +241,13 @@ def _inspection(facts: dict[str, Any], checkpoint: dict[str, Any]) -> dict[str, 
                                                                 "notes")}}
 
 
-def _inspection_lines(result: dict[str, Any]) -> list[str]:
+def _inspection_lines(result: dict[str, Any], report: dict[str, Any]) -> list[str]:
     model, proof = result["model"], result["certificate"]
     head = [f"{model['format']} model, {model['parameters']:,} parameters; 10^{result['log10_equivalents']:.0f} equivalent "
             f"parameterisations; {result['movable_share']:.0%} of the parameters can move",
             f"{'proved' if proved(proof) else 'NOT proved'} in {proof['dtype']}: relative difference {proof['max_rel']:.2g} "
             f"(tolerance {proof['tolerance']:g}), negative control {proof['negative_control']:.2g}", ""]
-    groups = [f"{g['name']:40s} {g['kind']:18s} {g['size']:6d}" + (f" in {g['blocks']} blocks" if g['blocks'] > 1 else "")
-              for g in result["groups"]]
-    pins = [f"pinned: {p['tensor']} axis {p['axis']} ({p['op']}): {p['reason']}" for p in result["pins"]]
-    return [*head, *groups, "", *_freedom_lines(result["continuous"]), *pins, *result["notes"]]
+    return [*head, *symmetry_lines(report), "", *_freedom_lines(result["continuous"]), *result["notes"]]
 
 
 def _freedom_lines(freedoms: list[dict[str, Any]]) -> list[str]:

@@ -46,13 +46,17 @@ def test_inspect_has_the_fields_that_others_rely_on(folder, capsys):
     assert {"name", "kind", "size", "parent", "places", "proved"} <= found["groups"][0].keys()
     assert {"tensor", "axis", "op", "reason"} <= found["pins"][0].keys()
     assert {"dtype", "inputs", "max_abs", "max_rel", "tolerance", "passed", "negative_control"} <= found["certificate"].keys()
+    held = sum(reason["parameters"] for reason in found["reasons"])
+    assert found["movable"] + held == found["model"]["parameters"] and "S₈" in found["structure"]
     assert found["certificate"]["passed"] and found["certificate"]["negative_control"] > found["certificate"]["tolerance"]
 
 
 def test_inspect_in_words(folder, capsys):
     assert main(["inspect", str(folder / "mlp.pt2")]) == 0
     said = capsys.readouterr().out
-    assert "proved in float64" in said and "pinned: layers.0.weight axis 1 (input)" in said
+    assert "proved in float64" in said and "parameters can move. What may not, and why:" in said
+    assert "  it is an axis of the model's input 'x' (input): 1 axis\n    layers.0.weight axis 1 (" in said
+    assert "layers.0 " in said and "3 axes move together" in said
 
 
 def test_analyze_writes_the_report_and_the_arrays(analysis):

@@ -20,6 +20,7 @@ from cipm.views.condense import condense
 from cipm.views.facts import SINGLE, structure, symmetry_facts
 from cipm.views.nesting import MOST_CHILDREN, MOST_DEPTH, build_tree, module_paths
 from cipm.views.structure import describe_graph, write_structure
+from cipm.views.text import symmetry_lines
 
 
 def trace(module: nn.Module, *args: torch.Tensor) -> Checkpoint:
@@ -232,6 +233,21 @@ def test_every_parameter_counts_once_as_movable_or_under_a_reason() -> None:
     assert facts["movable"] + sum(reason["parameters"] for reason in facts["reasons"]) == facts["parameters"]
     assert facts["groups"][0]["places"] == [{"tensor": "free", "axis": 0, "length": 3, "elements": 1}]
     assert facts["groups"][0]["log10_members"] == pytest.approx(math.log10(6))
+
+
+def test_the_report_in_lines() -> None:
+    pins = [{"tensor": f"t{at}", "axis": 0, "op": "output", "node": "", "reason": "it is an output"} for at in range(20)]
+    groups = [group("units", 48, 4, "heads"), group("heads", 4), group("loose", 3, proved=False)]
+    symmetry = {"groups": groups, "pins": pins, "movable_share": 0.0, "log10_equivalents": 1.0, "certificate": None,
+                "notes": []}
+    lines = symmetry_lines(symmetry_facts(symmetry, {f"t{at}": (5,) for at in range(20)}, ["t0"]))
+    assert lines[0] == "3 groups, 2 of them proved: S₁₂ ≀ S₄"
+    assert [line.split()[0] for line in lines[1:4]] == ["heads", "units", "loose"] and "NOT proved" in lines[3]
+    assert lines[5] == "0 of 5 parameters can move. What may not, and why:"
+    assert lines[6] == "  it is an output (output): 20 axes; holds 5 parameters (100.0%)"
+    assert len(lines) == 20 and lines[-1] == "    and 8 more (--json lists all)"
+    bare = symmetry_facts({**symmetry, "groups": [], "pins": []}, {}, [])
+    assert symmetry_lines(bare)[-1] == "0 of 0 parameters can move; no axis is pinned."
 
 
 def test_what_is_written_is_one_json_file_that_others_can_read(tmp_path) -> None:

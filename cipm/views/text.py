@@ -1,0 +1,53 @@
+"""The symmetry report as lines of text, for the command line. Pure; torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from cipm.views.facts import Json
+
+MOST_AXES = 12
+
+
+def symmetry_lines(report: Json) -> list[str]:
+    """Return the facts of a symmetry (`symmetry_facts`) as lines: counts, groups, and what may not move, by reason."""
+    groups = report["groups"]
+    return [f"{len(groups)} groups, {sum(bool(group['proved']) for group in groups)} of them proved: {report['structure']}",
+            *(f"  {line}" for group in _tree(groups) for line in _group(*group)), "",
+            *_movable(report), *(line for reason in report["reasons"] for line in _reason(reason, report["pins"]))]
+
+
+def _tree(groups: list[Any]) -> Iterator[tuple[Json, int]]:
+    """Yield every group with its depth, each before those inside it; a ring of parents ends where it began."""
+    names = {group["name"] for group in groups}
+    inside: dict[str | None, list[Any]] = {}
+    for group in groups:
+        inside.setdefault(group["parent"] if group["parent"] in names else None, []).append(group)
+    pending = [(group, 0) for group in reversed(inside.get(None, []))]
+    while pending:
+        group, depth = pending.pop()
+        yield group, depth
+        pending.extend((child, depth + 1) for child in reversed(inside.get(group["name"], [])))
+
+
+def _group(group: Json, depth: int) -> Iterator[str]:
+    name, blocks = "  " * depth + group["name"], f" in {group['blocks']} blocks" if group["blocks"] > 1 else ""
+    mark = "" if group["proved"] else ", NOT proved"
+    yield (f"{name:42s} {group['size']:6d} {group['kind']}{blocks}; 10^{group['log10_members']:.0f} members; "
+           f"{len(group['places'])} axes move together{mark}")
+
+
+def _movable(report: Json) -> Iterator[str]:
+    yield (f"{report['movable']:,} of {report['parameters']:,} parameters can move. What may not, and why:" if report["pins"]
+           else f"{report['movable']:,} of {report['parameters']:,} parameters can move; no axis is pinned.")
+
+
+def _reason(reason: Json, pins: list[Any]) -> Iterator[str]:
+    ops = f" ({', '.join(reason['ops'])})" if reason["ops"] else ""
+    held = f"; holds {reason['parameters']:,} parameters ({reason['share']:.1%})" if reason["parameters"] else ""
+    yield f"  {reason['reason']}{ops}: {len(reason['pins'])} {'axis' if len(reason['pins']) == 1 else 'axes'}{held}"
+    for number in reason["pins"][:MOST_AXES]:
+        yield f"    {pins[number]['tensor']} axis {pins[number]['axis']} ({pins[number]['length']} positions)"
+    if len(reason["pins"]) > MOST_AXES:
+        yield f"    and {len(reason['pins']) - MOST_AXES} more (--json lists all)"
