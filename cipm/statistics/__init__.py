@@ -9,9 +9,22 @@ from cipm.statistics.cross import CrossCovariance
 from cipm.statistics.halves import HalfSplit
 from cipm.statistics.histogram import Histogram
 from cipm.statistics.means import Means
+from cipm.statistics.neighbours import Neighbours, exact_neighbours
+from cipm.statistics.pairs import (
+    PairCorrelations,
+    SignificantPairs,
+    measured_recall,
+    significant_of,
+    significant_pairs,
+    top_neighbours,
+)
+from cipm.statistics.projection import Projection, Range, candidates
 from cipm.statistics.quantiles import Quantiles, Spearman
+from cipm.statistics.running import Interpolated, Running
 from cipm.statistics.rv import rv_coefficient
 
 __all__ = ["RANGES", "Accumulator", "ActivationRange", "Activity", "ClassConditional", "CoActivation", "Covariance",
-           "CrossCovariance", "HalfSplit", "Histogram", "Means", "Quantiles", "Spearman", "accumulate", "correlation",
-           "correlation_from_covariance", "rv_coefficient"]
+           "CrossCovariance", "HalfSplit", "Histogram", "Interpolated", "Means", "Neighbours", "PairCorrelations",
+           "Projection", "Quantiles", "Range", "Running", "SignificantPairs", "Spearman", "accumulate", "candidates",
+           "correlation", "correlation_from_covariance", "exact_neighbours", "measured_recall", "rv_coefficient",
+           "significant_of", "significant_pairs", "top_neighbours"]
