@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -102,9 +103,27 @@ def cat_axes(call: Call, parts: Sequence[Value], dim: int) -> list[Axis]:
     ndim = len(parts[0].shape)
     letters = LETTERS[:ndim]
     names = [letters[:dim] + LETTERS[ndim + i] + letters[dim + 1:] for i in range(len(parts))]
-    others = call.join(list(zip(parts, names, strict=True)), letters[:dim] + letters[dim + 1:])
+    rows = {own for part in parts for own, axis in enumerate(part.axes)
+            if own != dim and isinstance(axis, np.ndarray) and axis.shape[dim] > 1}
+    tied = [replace(part, axes=tuple(FREE if own in rows else axis for own, axis in enumerate(part.axes))) for part in parts]
+    others = call.join(list(zip(tied, names, strict=True)), letters[:dim] + letters[dim + 1:])
     axes = [np.expand_dims(axis, dim) if isinstance(axis, np.ndarray) else axis for axis in others]
-    return [*axes[:dim], concatenated(call, parts, dim), *axes[dim:]]
+    axes = [*axes[:dim], concatenated(call, parts, dim), *axes[dim:]]
+    return [_joined_rows(call, parts, own, dim) if own in rows else axis for own, axis in enumerate(axes)]
+
+
+def _joined_rows(call: Call, parts: Sequence[Value], own: int, dim: int) -> Axis:
+    """Return an axis whose labels differ along the joined one: every position keeps its own, and nothing is tied."""
+    fixed = next((part.axes[own] for part in parts if isinstance(part.axes[own], Fixed)), None)
+    if fixed is not None:
+        for part in parts:
+            call.hold(part, own, "it is joined to an axis that stays where it is")
+        return fixed
+    labels = [axis if isinstance(axis := part.axes[own], np.ndarray)
+              else call.book.mint(*[n if i == own else 1 for i, n in enumerate(part.shape)]) for part in parts]
+    shape = np.broadcast_shapes(*[tuple(1 if i == dim else n for i, n in enumerate(a.shape)) for a in labels])
+    return np.concatenate([np.broadcast_to(a, tuple(part.shape[dim] if i == dim else n for i, n in enumerate(shape)))
+                           for part, a in zip(parts, labels, strict=True)], axis=dim)
 
 
 @rule("stack", "_stack", codes="move")
