@@ -9,7 +9,8 @@ ignored, as the README ignores the classifier. The verdict is one of
 * wrong: the smaller model runs and gives outputs of the right shapes, and neither holds. Nobody is told;
 * unchanged: no tensor became smaller;  * error: it raised, or the smaller model does not run or gives other shapes.
 
-All comparisons are in float64 on one random input, relative 1e-6. That two ways lead to "right" is generous to the peer.
+All comparisons are on one random input, in float64 and relative 1e-6 (in float32 and 1e-4 where a model has no float64). That
+two ways lead to "right" is generous to the peer.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-RATIO, TOLERANCE = 0.25, 1e-6
+RATIO = 0.25
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 Run = Callable[[nn.Module], list[Tensor]]
 Places = dict[tuple[str, int], list[int]]
 """Positions by (tensor, axis)."""
@@ -40,9 +42,9 @@ class Removal:
     runs: int
 
 
-def judge(model: nn.Module, example: dict[str, Tensor] | tuple[Tensor, ...], run: Run) -> tuple[str, str]:
-    """Return (verdict, detail). `run` gives the outputs of a model on the example, as tensors."""
-    original = copy.deepcopy(model).double()
+def judge(model: nn.Module, example: dict[str, Tensor] | tuple[Tensor, ...], run: Run, dtype: torch.dtype) -> tuple[str, str]:
+    """Return (verdict, detail). `run` gives the outputs of a model on the example, as tensors; `dtype` is compared in."""
+    original = copy.deepcopy(model).to(dtype)
     shapes = [tuple(t.shape) for t in run(original)]
     sizes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     try:
@@ -52,17 +54,17 @@ def judge(model: nn.Module, example: dict[str, Tensor] | tuple[Tensor, ...], run
     if {name: tuple(t.shape) for name, t in model.state_dict().items()} == sizes:
         return "unchanged", ""
     try:
-        smaller = run(model.double())
+        smaller = run(model.to(dtype))
     except Exception as error:  # noqa: BLE001
         return "error", f"running: {type(error).__name__}: {error}"
     if [tuple(t.shape) for t in smaller] != shapes:
         return "error", f"outputs {[tuple(t.shape) for t in smaller]} instead of {shapes}"
     claims = [_claim(original, example, run, removal) for removal in removals]
     zeroed = _difference(run(_zeroed(original, [removed for removed, _ in claims])), smaller)
-    if zeroed <= TOLERANCE:
+    if zeroed <= TOLERANCE[dtype]:
         return "right", f"equal to the zeroed model, {zeroed:.0e}"
     permuted = _permuted_difference(original, [units for _, units in claims], run)
-    return ("right" if permuted <= TOLERANCE else "wrong"), f"zeroed {zeroed:.0e}, permuted {permuted:.0e}"
+    return ("right" if permuted <= TOLERANCE[dtype] else "wrong"), f"zeroed {zeroed:.0e}, permuted {permuted:.0e}"
 
 
 def _prune(model: nn.Module, example: Any, run: Run, shapes: Sequence[tuple[int, ...]]) -> list[Removal]:

@@ -48,10 +48,11 @@ def round_trip(family: str, kind: str) -> dict[str, Any]:
     subject = zoo.subject(family)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        path, runtime, dtype = SAVERS[kind](subject, folder)
+        dtype = torch.float32 if kind == "onnx" else finest(subject)
         example = cast(subject.example, dtype)
+        path, runtime = SAVERS[kind](subject, dtype, folder)
         with Coarsest() as watched:
-            reference = outputs(subject.model.to(dtype), example)
+            reference = outputs(subject.model.to(dtype), example, own=kind == "huggingface")
         checkpoint = subject.checkpoint if kind == "huggingface" else load(path)
         start = time.perf_counter()
         found = discover_groups(checkpoint)
@@ -75,14 +76,27 @@ def round_trip(family: str, kind: str) -> dict[str, Any]:
 def peer(removal: Any, family: str) -> tuple[str, str]:
     """Return Torch-Pruning's verdict on the family."""
     subject = zoo.subject(family)
+    dtype = finest(subject)
     run = lambda model: outputs(model, cast(subject.example, next(model.parameters()).dtype), grad=True)  # noqa: E731
-    return removal.judge(subject.model, subject.example, run)
+    return removal.judge(subject.model.float(), subject.example, run, dtype)
 
 
-def outputs(model: Callable[..., Any], example: zoo.Example, *, grad: bool = False) -> list[Tensor]:
-    """Return every tensor that a model gives, in order."""
+def finest(subject: zoo.Subject) -> torch.dtype:
+    """Return float64, or float32 for a model with an operation that has no float64."""
+    try:
+        outputs(subject.model.double(), cast(subject.example, torch.float64))
+        return torch.float64
+    except RuntimeError:
+        return torch.float32
+
+
+def outputs(model: Callable[..., Any], example: zoo.Example, *, grad: bool = False, own: bool = False) -> list[Tensor]:
+    """Return every tensor that a model gives, in order; `own`: without what the loader takes for no result of its own."""
     with torch.set_grad_enabled(grad):
-        return tensors_of(model(**example) if isinstance(example, dict) else model(*example))
+        value = model(**example) if isinstance(example, dict) else model(*example)
+    if own and isinstance(value, dict) and "logits" in value:
+        value = {name: item for name, item in value.items() if name != "encoder_last_hidden_state"}
+    return tensors_of(value)
 
 
 def tensors_of(value: Any) -> list[Tensor]:
@@ -149,14 +163,14 @@ def export_seconds(family: str) -> float:
     return time.perf_counter() - start
 
 
-def save_pt2(subject: zoo.Subject, folder: Path):
-    example = cast(subject.example, torch.float64)
+def save_pt2(subject: zoo.Subject, dtype: torch.dtype, folder: Path):
+    example = cast(subject.example, dtype)
     args, kwargs = arguments(example)
-    program = with_free_rows(lambda shapes: torch.export.export(subject.model.double(), args, kwargs, dynamic_shapes=shapes,
+    program = with_free_rows(lambda shapes: torch.export.export(subject.model.to(dtype), args, kwargs, dynamic_shapes=shapes,
                                                                 strict=False), example, "torch.export")
     with quiet():
         torch.export.save(program, folder / "model.pt2")
-    return folder / "model.pt2", _run_pt2, torch.float64
+    return folder / "model.pt2", _run_pt2
 
 
 def _run_pt2(path: Path, example: zoo.Example) -> list[Tensor]:
@@ -164,12 +178,12 @@ def _run_pt2(path: Path, example: zoo.Example) -> list[Tensor]:
         return outputs(torch.export.load(path).module(), example)
 
 
-def save_onnx(subject: zoo.Subject, folder: Path):
+def save_onnx(subject: zoo.Subject, dtype: torch.dtype, folder: Path):
     args, kwargs = arguments(subject.example)
     with_free_rows(lambda shapes: torch.onnx.export(
-        subject.model.float(), args, folder / "model.onnx", kwargs=kwargs, dynamic_shapes=shapes, dynamo=True, verbose=False,
+        subject.model.to(dtype), args, folder / "model.onnx", kwargs=kwargs, dynamic_shapes=shapes, dynamo=True, verbose=False,
         external_data=False), subject.example, "torch.onnx.export")
-    return folder / "model.onnx", _run_onnx, torch.float32
+    return folder / "model.onnx", _run_onnx
 
 
 def _run_onnx(path: Path, example: zoo.Example) -> list[Tensor]:
@@ -180,8 +194,8 @@ def _run_onnx(path: Path, example: zoo.Example) -> list[Tensor]:
     return [torch.from_numpy(np.asarray(value)) for value in session.run(None, {n: t.numpy() for n, t in given.items()})]
 
 
-def save_huggingface(subject: zoo.Subject, folder: Path):
-    return subject.path, lambda written, example: outputs(subject.open(written).double(), example), torch.float64
+def save_huggingface(subject: zoo.Subject, dtype: torch.dtype, folder: Path):
+    return subject.path, lambda written, example: outputs(subject.open(written).to(dtype), example, own=True)
 
 
 SAVERS = {"pt2": save_pt2, "onnx": save_onnx, "huggingface": save_huggingface}
