@@ -183,5 +183,6 @@ def _difference(one: Sequence[Tensor], two: Sequence[Tensor]) -> float:
     for a, b in zip(one, two, strict=True):
         if a.is_floating_point() and a.numel():
             scale = float(a.abs().max()) or 1.0
-            worst = max(worst, float((a - b).abs().max()) / scale)
-    return worst if worst == worst else float("inf")
+            change = float((a - b).abs().max()) / scale
+            worst = max(worst, change if change == change else float("inf"))  # not a number: no agreement
+    return worst

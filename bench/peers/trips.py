@@ -82,12 +82,12 @@ def peer(removal: Any, family: str) -> tuple[str, str]:
 
 
 def finest(subject: zoo.Subject) -> torch.dtype:
-    """Return float64, or float32 for a model with an operation that has no float64."""
+    """Return float64, or float32 for a model whose own code fails in float64 or makes no numbers of it."""
     try:
-        outputs(subject.model.double(), cast(subject.example, torch.float64))
-        return torch.float64
+        found = outputs(subject.model.double(), cast(subject.example, torch.float64))
     except RuntimeError:
         return torch.float32
+    return torch.float64 if all(bool(t.isfinite().all()) for t in found) else torch.float32
 
 
 def outputs(model: Callable[..., Any], example: zoo.Example, *, grad: bool = False, own: bool = False) -> list[Tensor]:
@@ -123,7 +123,7 @@ def difference(one: Sequence[Tensor], two: Sequence[Tensor]) -> float:
     for a, b in zip(one, two, strict=True):
         if a.numel():
             change = float((a.double() - b.double()).abs().max()) / (float(a.double().abs().max()) or 1.0)
-            worst = max(worst, change if change == change else float("inf"))
+            worst = max(worst, change if change == change else float("inf"))  # not a number: no agreement
     return worst
 
 
