@@ -97,7 +97,13 @@ def _input(node: torch.fx.Node) -> Input:
     if not isinstance(value, torch.Tensor):
         raise UnsupportedModel(f"Input {node.name!r} of the model is a {type(value).__name__}, not a tensor.",
                                fix="Export the model with tensor inputs only.")
-    return Input(node.name, tuple(d if isinstance(d, int) else str(d) for d in value.shape), value.dtype)
+    return Input(node.name, tuple(_dimension(d) for d in value.shape), value.dtype)
+
+
+def _dimension(size: int | torch.SymInt) -> int | str:
+    """Return a size as an int, or as the text of its expression where it varies."""
+    text = str(size)
+    return int(text) if text.isdecimal() else text
 
 
 def _node(node: torch.fx.Node, inlined: Mapping[str, Any]) -> Node:
