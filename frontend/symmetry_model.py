@@ -12,7 +12,7 @@ from frontend import view_models as vm
 from frontend import words
 
 Json = Mapping[str, Any]
-FACTORIAL_SHOWN = 20
+DIGITS_SHOWN = 9
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,8 @@ def members_words(group: Json) -> str:
 
 def members_number(group: Json) -> tuple[str, str]:
     """Return the number of members and its exponent: ("24", "") where it is small, else as a power of ten, ("10", "357")."""
-    width = group["size"] // group["blocks"]
-    if width <= FACTORIAL_SHOWN and group["blocks"] == 1:
-        return words.integer(math.factorial(width)), ""
+    if group["log10_members"] < DIGITS_SHOWN:
+        return words.integer(math.factorial(group["size"] // group["blocks"]) ** group["blocks"]), ""
     return words.power_of_ten(group["log10_members"]) or ("1", "")
 
 

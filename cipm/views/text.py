@@ -34,7 +34,9 @@ def _tree(groups: list[Any]) -> Iterator[tuple[Json, int]]:
 def _group(group: Json, depth: int) -> Iterator[str]:
     name, blocks = "  " * depth + group["name"], f" in {group['blocks']} blocks" if group["blocks"] > 1 else ""
     mark = "" if group["proved"] else ", NOT proved"
-    yield (f"{name:42s} {group['size']:6d} {group['kind']}{blocks}; 10^{group['log10_members']:.0f} members; "
+    few = group["log10_members"] < 6
+    members = f"{round(10 ** group['log10_members']):,}" if few else f"10^{group['log10_members']:.0f}"
+    yield (f"{name:42s} {group['size']:6d} {group['kind']}{blocks}; {members} members; "
            f"{len(group['places'])} axes move together{mark}")
 
 

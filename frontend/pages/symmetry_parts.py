@@ -208,8 +208,12 @@ def _continuous(found: Json) -> Component | None:
     rows = [_row(cells) for cells in sm.continuous_rows(found)]
     if not rows:
         return None
-    return html.Section([html.H2(f"Beyond permutations ({len(rows)})"),
-                         _table(["Kind", "Name", "Units", "Dimension", "Conditions", "Proof"], rows, "pins")])
+    more = len(rows) - MOST_ROWS
+    return html.Section(html.Details([
+        html.Summary(html.H2(f"Beyond permutations ({words.integer(len(rows))})")),
+        _table(["Kind", "Name", "Units", "Dimension", "Conditions", "Proof"], rows[:MOST_ROWS], "pins"),
+        html.P(_quiet(f"{words.integer(more)} more are in the answer of the API.")) if more > 0 else None],
+        open=len(rows) <= OPEN_ROWS))
 
 
 def _proof(found: Json) -> Component:

@@ -243,6 +243,7 @@ def test_the_report_in_lines() -> None:
     lines = symmetry_lines(symmetry_facts(symmetry, {f"t{at}": (5,) for at in range(20)}, ["t0"]))
     assert lines[0] == "3 groups, 2 of them proved: S₁₂ ≀ S₄"
     assert [line.split()[0] for line in lines[1:4]] == ["heads", "units", "loose"] and "NOT proved" in lines[3]
+    assert "; 24 members;" in lines[1] and "; 10^35 members;" in lines[2]
     assert lines[5] == "0 of 5 parameters can move. What may not, and why:"
     assert lines[6] == "  it is an output (output): 20 axes; holds 5 parameters (100.0%)"
     assert len(lines) == 20 and lines[-1] == "    and 8 more (--json lists all)"

@@ -72,6 +72,7 @@ def test_addresses_lead_between_the_pages_of_an_owner_and_of_a_share() -> None:
     (group("g", 4, log10_members=1.38), ("24", ""), "4! orders"),
     (group("g", 192, log10_members=356.9), ("10", "357"), "192! orders"),
     (group("g", 48, 4, log10_members=34.7), ("10", "35"), "12! orders within each of 4 blocks"),
+    (group("g", 4, 2, log10_members=0.6), ("4", ""), "2! orders within each of 2 blocks"),
     (group("g", 4, 4, log10_members=0.0), ("1", ""), "1! orders within each of 4 blocks")])
 def test_members_of_a_group(made: dict[str, Any], number: tuple[str, str], text: str) -> None:
     assert (sm.members_number(made), sm.members_words(made)) == (number, text)
