@@ -58,17 +58,14 @@ def resolve(spaces: Spaces, unknowns: Unknowns) -> Resolved:
     signature, finer = _signatures(fibres, coarse), _signatures(fibres, fine)
     flags = [clash | _flagged(coarse, spaces.orthogonal), _flagged(coarse, spaces.ones)]
     absorbed = [(frozenset(np.unique(coarse[ids]).tolist()), number) for ids, number in spaces.absorbed]
-    alike: dict[int, list[int]] = {}
-    for c in np.unique(coarse[1:unknowns.count]).tolist():
-        if not stopped[c]:
-            alike.setdefault(int(signature[c]), []).append(c)
-    by_class = _positions(coarse, unknowns)
+    free = np.flatnonzero(np.bincount(coarse[1:unknowns.count]))
+    by_class = _Positions(coarse[:unknowns.count])
     blocks = []
-    for classes in alike.values():
+    for classes in _alike(free[~stopped[free]], signature):
         places = _places(classes, by_class, fine, finer, parity, unknowns)
-        if len(classes) > 1 and places is not None and (len(places) > 1 or clash[classes].any()):
+        if places is not None and (len(places) > 1 or clash[classes].any()):
             orthogonal, ones = (bool(flag[classes].any()) for flag in flags)
-            taken = frozenset(number for members, number in absorbed if members & set(classes))
+            taken = frozenset(number for members, number in absorbed if not members.isdisjoint(classes.tolist()))
             if orthogonal or not ones:
                 blocks.append(Block(len(classes), orthogonal, ones, places, taken))
     blocks.sort(key=lambda b: (b.places[0].source.start, int(b.places[0].index[0, 0])))
@@ -105,27 +102,45 @@ def _signatures(fibres: Sequence[np.ndarray], class_of: np.ndarray) -> np.ndarra
     """Return for every class a hash of the fibres that hold it: equal ones are always together."""
     generator = np.random.default_rng(0)
     total = np.zeros(int(class_of.max()) + 1, np.uint64)
+    size = np.int64(total.size)
     for rows in fibres:
         keys = generator.integers(1, 2**63, size=len(rows), dtype=np.uint64)
         number = np.repeat(np.arange(len(rows)), rows.shape[1])
         flat = rows.ravel()
-        pairs = np.unique(np.stack([number[flat > 0], class_of[flat[flat > 0]]]), axis=1)
-        np.add.at(total, pairs[1], keys[pairs[0]])
+        assert len(rows) * size < 2**62
+        pairs = np.sort(class_of[flat[flat > 0]] * np.int64(len(rows)) + number[flat > 0])
+        members, fibre = np.divmod(pairs[np.diff(pairs, prepend=-1) != 0], len(rows))
+        np.add.at(total, members, keys[fibre])
     return total
 
 
-def _positions(class_of: np.ndarray, unknowns: Unknowns) -> dict[int, list[int]]:
-    found: dict[int, list[int]] = {}
-    for number, c in enumerate(class_of[1:unknowns.count].tolist(), 1):
-        found.setdefault(c, []).append(number)
-    return found
+def _alike(classes: np.ndarray, signature: np.ndarray) -> list[np.ndarray]:
+    """Return the runs of two and more classes that are always together, in the order of their first."""
+    order = np.argsort(signature[classes], kind="stable")
+    ends = np.flatnonzero(np.diff(signature[classes[order]])) + 1
+    bounds = zip([0, *ends.tolist()], [*ends.tolist(), len(order)], strict=True)
+    return [classes[order[first:last]] for first, last in bounds if last - first > 1]
 
 
-def _places(classes: Sequence[int], by_class: dict[int, list[int]], fine: np.ndarray, finer: np.ndarray,
+class _Positions:
+    """The ids of every class, in order."""
+
+    def __init__(self, class_of: np.ndarray):
+        self.order = np.argsort(class_of, kind="stable")
+        self.sorted = class_of[self.order]
+
+    def of(self, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return (ids, which of the classes each is in)."""
+        first, last = (np.searchsorted(self.sorted, classes, side=side) for side in ("left", "right"))
+        number = np.repeat(np.arange(len(classes)), last - first)
+        within = np.arange(number.size) - np.repeat(np.cumsum(last - first) - (last - first), last - first)
+        return self.order[first[number] + within], number
+
+
+def _places(classes: np.ndarray, by_class: _Positions, fine: np.ndarray, finer: np.ndarray,
             parity: np.ndarray, unknowns: Unknowns) -> tuple[BlockPlace, ...] | None:
     """Return where all directions stand, copy by copy; None where the copies on an axis cannot be told apart."""
-    ids = np.array([i for c in classes for i in by_class[c]])
-    direction = np.repeat(np.arange(len(classes)), [len(by_class[c]) for c in classes])
+    ids, direction = by_class.of(classes)
     source = unknowns.source_of(ids)
     places = []
     for number, opposite in sorted(set(zip(source.tolist(), parity[ids].tolist(), strict=True))):

@@ -26,7 +26,7 @@ from cipm.symmetry.sweep import compare
 from cipm.symmetry.walk import example_inputs
 from cipm.trace.interpret import run
 
-CONTROLS = 4
+CONTROLS = 2
 """Freedoms of each kind, spread evenly, for which one place alone is moved as a negative control."""
 LARGEST_PROVED = 1 << 31
 """Parameters of the largest model that is measured."""

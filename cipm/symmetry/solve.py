@@ -46,14 +46,15 @@ def solve(equations: Sequence[Equations], unknowns: Unknowns, *, modulo: int | N
     component = _components(rows, columns, unknowns.count, live)
     order, starts = _by_component(component, live)
     alike = _signatures(rows, columns, powers, component, order, starts, unknowns)
-    of_row = _rows_by_component(rows, columns, component)
+    by_component = np.argsort(component[columns], kind="stable")
+    owners = component[columns][by_component]
     found: list[Generator] = []
     for family, members in enumerate(alike):
-        ids = np.stack([order[starts[m]:starts[m + 1]] for m in members])
+        ids = order[starts[members][:, None] + np.arange(starts[members[0] + 1] - starts[members[0]])]
         if ids.shape[1] > LARGEST_COMPONENT:
             continue
         local = {int(v): k for k, v in enumerate(ids[0])}
-        chosen = of_row.get(int(component[ids[0, 0]]), np.zeros(0, np.int64))
+        chosen = by_component[slice(*np.searchsorted(owners, component[ids[0, 0]] + np.arange(2)))]
         system = _local_rows(rows[chosen], columns[chosen], powers[chosen], local)
         for vector in null_space(system, ids.shape[1], modulo):
             support = sorted(vector)
@@ -125,7 +126,7 @@ def _by_component(component: np.ndarray, live: np.ndarray) -> tuple[np.ndarray, 
 
 
 def _signatures(rows: np.ndarray, columns: np.ndarray, powers: np.ndarray, component: np.ndarray, order: np.ndarray,
-                starts: np.ndarray, unknowns: Unknowns) -> list[list[int]]:
+                starts: np.ndarray, unknowns: Unknowns) -> list[np.ndarray]:
     """Return the components (as positions in `starts`) in runs that look alike: the same equations between the same places.
 
     A place is (axis, how many-eth of the component on it). Hashes of 64 bits are compared.
@@ -144,13 +145,15 @@ def _signatures(rows: np.ndarray, columns: np.ndarray, powers: np.ndarray, compo
     if rows.size:
         row_hash = np.zeros(int(rows.max()) + 1, np.uint64)
         np.add.at(row_hash, rows, _mix(place[columns] ^ _mix(powers.astype(np.uint64))))
-        used, where = np.unique(rows, return_index=True)
-        pairs = np.unique(np.stack([position[columns[where]].astype(np.uint64), _mix(row_hash[used])]), axis=1)
-        np.add.at(total, pairs[0].astype(np.int64), pairs[1])
-    alike: dict[int, list[int]] = {}
-    for member, signature in enumerate(total.tolist()):
-        alike.setdefault(signature, []).append(member)
-    return [sorted(members, key=lambda m: int(order[starts[m]])) for members in alike.values()]
+        where = np.flatnonzero(np.diff(rows, prepend=-1))  # rows are sorted: the first entry of each
+        owner, mixed = position[columns[where]], _mix(row_hash[rows[where]])
+        with np.errstate(over="ignore"):
+            key = _mix(mixed + owner.astype(np.uint64))  # the same equation twice in a component counts once
+        sort = np.argsort(key, kind="stable")
+        once = sort[np.diff(key[sort], prepend=key[sort[:1]] + np.uint64(1)) != 0]
+        np.add.at(total, owner[once], mixed[once])
+    run = np.lexsort((order[starts[:-1]], total))
+    return [members for members in np.split(run, np.flatnonzero(np.diff(total[run])) + 1) if members.size]
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
@@ -160,14 +163,6 @@ def _mix(values: np.ndarray) -> np.ndarray:
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return z ^ (z >> np.uint64(31))
-
-
-def _rows_by_component(rows: np.ndarray, columns: np.ndarray, component: np.ndarray) -> dict[int, np.ndarray]:
-    """Return for every component the entries of its equations."""
-    owner = component[columns]
-    order = np.argsort(owner, kind="stable")
-    names, first = np.unique(owner[order], return_index=True)
-    return dict(zip(names.tolist(), np.split(order, first[1:]), strict=True)) if names.size else {}
 
 
 def _local_rows(rows: np.ndarray, columns: np.ndarray, powers: np.ndarray, local: Mapping[int, int]) -> list[Vector]:

@@ -47,7 +47,7 @@ class Spaces:
 
     def vanish(self, given: Field, why: str = STOPPED) -> None:
         """Say that nothing may act on this value."""
-        self.pinned.extend((np.unique(term.ids), why) for term in given)
+        self.pinned.extend((term.ids.ravel(), why) for term in given)
 
     def equal(self, one: Field, two: Field, extents: Sequence[Sequence[int]]) -> Field:
         """Say that two values are added: M x + M y. What is uniform along an axis is only kept by an M that keeps ones."""
@@ -212,7 +212,7 @@ class Spaces:
         a, b = np.broadcast_arrays(one, two)
         both = (a > 0) & (b > 0)
         into.append((a[both], b[both]))
-        self.pinned.append((np.unique(np.where(both, 0, a + b)), STOPPED))
+        self.pinned.append((np.where(both, 0, a + b).ravel(), STOPPED))
 
     def _narrow(self, term: Term, dims: frozenset[int], into: list[np.ndarray]) -> None:
         self._rows(term, dims)
