@@ -42,7 +42,8 @@ def prove_continuous(checkpoint: Checkpoint, freedoms: Sequence[ContinuousSymmet
     """Prove all freedoms of each kind together; leave out what fails, found by bisection.
 
     Returns: (the freedoms with their certificates, notes on what was left out or not measured).
-    Cost: about two forward passes in float64 for each kind there is, and CONTROLS small ones.
+    Factors and signs of all kinds are tried at once first. Cost: two forward passes in float64 for the model, two for those,
+    two for each kind of matrices, and CONTROLS small ones for each kind.
     """
     if not freedoms:
         return (), ()
@@ -50,6 +51,7 @@ def prove_continuous(checkpoint: Checkpoint, freedoms: Sequence[ContinuousSymmet
         return tuple(freedoms), (f"the {len(freedoms)} other symmetries are not measured: the model has more than "
                                  f"{LARGEST_PROVED:,} parameters",)
     proof = _Proof(checkpoint, freedoms, seed)
+    proof.at_once((SCALE, ROTATION, SIGN))
     proof.kind(SCALE)
     proof.kind(ROTATION)
     proof.kind(SIGN)
@@ -78,6 +80,15 @@ class _Proof:
         self.references = [self._outputs(checkpoint.tensors, number) for number in range(len(self.examples))]
         self.proved: list[ContinuousSymmetry] = []
         self.notes: list[str] = []
+        self.measured: dict[str, tuple[float, float]] = {}
+        self.last: tuple[list[ContinuousSymmetry], tuple[float, float]] = ([], (0.0, 0.0))
+
+    def at_once(self, kinds: Sequence[str]) -> None:
+        """Try the freedoms of several kinds together; where they hold, that is their measurement."""
+        own = [f for f in self.waiting if f.kind in kinds]
+        found = self._difference(own) if own else (0.0, 0.0)
+        if found[1] <= TOLERANCE:
+            self.measured = dict.fromkeys(kinds, found)
 
     def kind(self, kind: str) -> None:
         """Prove the freedoms of one kind; a pair that may not be turned may still be scaled."""
@@ -107,7 +118,11 @@ class _Proof:
         return True
 
     def _holding(self, freedoms: Sequence[ContinuousSymmetry]) -> list[ContinuousSymmetry]:
-        if not freedoms or self._difference(freedoms)[1] <= self._tolerance(freedoms[0].kind):
+        if not freedoms or freedoms[0].kind in self.measured:
+            return list(freedoms)
+        found = self._difference(freedoms)
+        if found[1] <= self._tolerance(freedoms[0].kind):
+            self.last = (list(freedoms), found)
             return list(freedoms)
         if len(freedoms) == 1:
             return []
@@ -115,7 +130,8 @@ class _Proof:
         return [*self._holding(freedoms[:half]), *self._holding(freedoms[half:])]
 
     def _certificate(self, kind: str, freedoms: Sequence[ContinuousSymmetry]) -> FreedomCertificate:
-        max_abs, max_rel = self._difference(freedoms)
+        max_abs, max_rel = self.measured.get(kind) or (self.last[1] if self.last[0] == list(freedoms) else
+                                                       self._difference(freedoms))
         tolerance = self._tolerance(kind)
         chosen = [freedoms[i] for i in np.linspace(0, len(freedoms) - 1, min(CONTROLS, len(freedoms)), dtype=int)]
         changes = [self._change(freedom) for freedom in chosen]
