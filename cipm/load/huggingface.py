@@ -57,13 +57,13 @@ def open(path: Path) -> Checkpoint:
     layout, model = upload.layout, upload.model
     keys = keys_of_state(layout, model)
     stand_in(model, {name: layout.metas[key] for name, key in keys.items()})
-    graph, constants, notes = trace(model, _float_dtype(layout))
+    graph, constants, samples, notes = trace(model, _float_dtype(layout))
     stored = {value: key.removeprefix("model.") for value, key in graph.tensors.items()}
     graph = replace(graph, tensors={value: keys[key] for value, key in stored.items() if key in keys})
     kind, name = upload.description.kind, upload.description.architecture
     origin = {"model_type": kind, "architecture": name, "files": list(upload.headers),
               "notes": [*upload.description.notes, *_spare(layout, name), *notes],
-              "merged": bool(layout.merges),
+              "merged": bool(layout.merges), "samples": samples,
               "buffers": sorted({keys[name] for name, _ in model.named_buffers() if name in keys})}
     return Checkpoint(FORMAT, graph, held(upload.tensors), constants, layout.aliases, origin=origin)
 

@@ -32,43 +32,27 @@ def candidates(model: Any, dtype: torch.dtype) -> Iterator[Samples]:
     if model.config.is_encoder_decoder is False and not _is_seq2seq(model):
         text.pop("decoder_input_ids", None)
     required = {name: s for name, s in other.items() if _required(model, name)}
+    main = {name: s for name, s in other.items() if name == model.main_input_name}
+    target = {name: s for name, s in text.items() if name == "decoder_input_ids"}
     seen: list[Samples] = []
-    for samples in (_series(model, dtype, names), {**_towers(text, other, model)}, {**text, **required}, text, other):
+    for samples in (_series(model, dtype, names), main and main | target, text | required, text | other, other):
         if samples and samples not in seen:
             seen.append(samples)
             yield samples
 
 
 def fewer_sizes(samples: Samples) -> Iterator[Samples]:
-    """Yield the samples with all sizes free that may vary, then the batch alone, then none."""
+    """Yield the samples with all sizes free that may vary, then the batch alone, then none, then one row."""
     yield samples
     batch = {name: replace(s, dynamic={0: s.dynamic[0]} if 0 in s.dynamic else {}) for name, s in samples.items()}
     if batch != samples:
         yield batch
     yield {name: replace(s, dynamic={}) for name, s in samples.items()}
-
-
-def _towers(text: Samples, other: Samples, model: Any) -> Samples:
-    """Return text and image together for models that compare the two, otherwise the model's main input."""
-    main = model.main_input_name
-    if main in other:
-        return {main: other[main], **{name: s for name, s in text.items() if name == "decoder_input_ids"}}
-    compares = {"logits_per_image", "logits_per_text", "logits_per_audio"} & _output_names(model)
-    return {**text, **other} if compares else {}
-
-
-def _output_names(model: Any) -> set[str]:
-    annotation = str(inspect.signature(model.forward).return_annotation)
-    for part in annotation.replace("|", " ").split():
-        cls = getattr(inspect.getmodule(type(model)), part.strip("'\"").split(".")[-1], None)
-        if hasattr(cls, "__dataclass_fields__"):
-            return set(cls.__dataclass_fields__)
-    return set()
+    yield {name: replace(s, shape=(1, *s.shape[1:]), dynamic={}) for name, s in samples.items()}
 
 
 def _required(model: Any, name: str) -> bool:
-    parameter = inspect.signature(model.forward).parameters[name]
-    return parameter.default is inspect.Parameter.empty
+    return inspect.signature(model.forward).parameters[name].default is inspect.Parameter.empty
 
 
 def _is_seq2seq(model: Any) -> bool:
@@ -115,7 +99,7 @@ def _image(model: Any, dtype: torch.dtype) -> Sample:
     frames = find(config, ("num_frames", "n_frames"), None, first=vision)
     if frames is not None and "Video" in type(model).__name__ + type(config).__name__ or model.config.model_type in _VIDEO:
         return Sample((2, frames or 8, channels, height, width), dtype, {0: BATCH})
-    sizes = {2: ("height", 1, None), 3: ("width", 1, None)} if free else {}
+    sizes = {2: ("height", 32, None), 3: ("width", 32, None)} if free else {}
     return Sample((2, channels, height, width), dtype, {0: BATCH, **sizes})
 
 
@@ -137,9 +121,10 @@ def _wave(model: Any, dtype: torch.dtype) -> Sample:
         return Sample((2, length + 16), dtype, {0: BATCH, 1: ("samples", length // 2, None)})
     if getattr(config, "num_mel_bins", None) and getattr(config, "max_length", None):
         return Sample((2, config.max_length, config.num_mel_bins), dtype, {0: BATCH})
-    hop = math.prod(find(config, ("upsampling_ratios", "upsampling_rates", "downsampling_ratios"), (320,)))
-    channels = find(config, ("audio_channels",), 1)
-    return Sample((2, channels, hop * TOKENS), dtype, {0: BATCH})
+    ratios = find(config, ("upsampling_ratios", "upsampling_rates", "downsampling_ratios"), None)
+    if ratios is None:
+        return Sample((2, 4096), dtype, {0: BATCH})
+    return Sample((2, find(config, ("audio_channels",), 1), math.prod(ratios) * TOKENS), dtype, {0: BATCH})
 
 
 def _features(model: Any, dtype: torch.dtype) -> Sample:
@@ -148,7 +133,7 @@ def _features(model: Any, dtype: torch.dtype) -> Sample:
     positions = find(config, ("max_source_positions",), None, first=audio)
     spec = find(config, ("spec_size",), None, first=audio)
     if spec is not None:
-        return Sample((2, 1, 4 * spec, mels), dtype, {0: BATCH})
+        return Sample((2, 1, spec * (spec // mels), mels), dtype, {0: BATCH})
     if positions is not None and not hasattr(config, "input_feat_per_channel"):
         return Sample((2, mels, 2 * positions), dtype, {0: BATCH})
     return Sample((2, 4 * TOKENS, mels), dtype, {0: BATCH, 1: ("frames", 2, None)})

@@ -190,9 +190,8 @@ def _check_shapes(layout: Layout, state: Mapping[str, Any], architecture: str) -
 def _check_missing(layout: Layout, model: Any, state: Mapping[str, Any], architecture: str) -> None:
     given = {id(value) for name, value in state.items() if name in layout.names}
     optional = re.compile("|".join(["num_batches_tracked$", *(model._keys_to_ignore_on_load_missing or ())]))
-    buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
     missing = [name for name, value in state.items() if name not in layout.names and id(value) not in given
-               and not (name in buffers and optional.search(name))]
+               and not optional.search(name)]
     if missing:
         raise CorruptFile(f"The upload lacks tensors of {architecture} ({len(missing)}): {', '.join(missing[:3])}.",
                           where="model.safetensors", fix=BELONGS)

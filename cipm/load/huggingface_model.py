@@ -9,14 +9,14 @@ from __future__ import annotations
 import importlib
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from cipm.errors import CipmError, LimitExceeded
+from cipm.errors import CipmError, CorruptFile, LimitExceeded
 from cipm.load.huggingface_classes import model_class
 from cipm.load.huggingface_config import Description, describes_no_model
 
@@ -65,7 +65,8 @@ def use_attention(model: Any, name: str) -> bool:
 def stand_in(model: Any, metas: Mapping[str, torch.Tensor]) -> Any:
     """Replace what is stored by fake tensors of the stored dtypes (`metas`, by the model's names); compute the rest.
 
-    What has no entry in `metas` among buffers counts as not stored.
+    What has no entry in `metas` is not stored: sinusoids, rotary frequencies, masks. Raises CorruptFile where it would be
+    drawn at random.
     """
     _compute_tables(model, set(metas))
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
@@ -104,19 +105,44 @@ def _check_sizes(model: Any, name: str) -> None:
     if count > MAX_PARAMETERS:
         raise LimitExceeded(f"config.json describes a {name} of {count:,} parameters; at most {MAX_PARAMETERS:,} are read.",
                             where="config.json")
-    tables = sum(b.numel() * b.itemsize for _, b in model.named_non_persistent_buffers())
-    if tables > MAX_TABLES:
-        raise LimitExceeded(f"config.json describes a {name} with {tables:,} bytes of tables that are not stored; at most "
+    _check_tables([b for _, b in model.named_non_persistent_buffers()], name)
+
+
+def _check_tables(tables: Sequence[torch.Tensor], name: str) -> None:
+    size = sum(table.numel() * table.itemsize for table in tables)
+    if size > MAX_TABLES:
+        raise LimitExceeded(f"config.json describes a {name} with {size:,} bytes of tables that are not stored; at most "
                             f"{MAX_TABLES:,} are computed.", where="config.json")
 
 
 def _compute_tables(model: Any, stored: set[str]) -> None:
-    """Compute the buffers that are not stored by the model's own initialisation, which leaves everything else alone."""
+    """Compute what is not stored by the model's own initialisation, which leaves everything else alone.
+
+    It is done twice from different seeds: what differs is no table.
+    """
+    own = [(key, tensor) for tensors in (model.named_parameters, model.named_buffers)
+           for key, tensor in tensors(remove_duplicate=False) if key not in stored]
+    _check_tables([tensor for _, tensor in own], type(model).__name__)
+    first, second = (_initialised(model, own, seed) for seed in (0, 1))
+    for key, tensor in first.items():
+        if not torch.equal(tensor.nan_to_num(), second[key].nan_to_num()):
+            raise CorruptFile(f"The upload lacks tensors of {type(model).__name__} (1): {key}.", where="model.safetensors",
+                              fix="Save the model again with save_pretrained.")
+
+
+def _initialised(model: Any, own: Sequence[tuple[str, torch.Tensor]], seed: int) -> dict[str, torch.Tensor]:
+    for module in model.modules():
+        module._is_hf_initialized = False
     for tensor in (*model.parameters(), *model.buffers()):
         tensor._is_hf_initialized = True
-    for key, buffer in model.named_buffers(remove_duplicate=False):
-        if key not in stored:
-            owner, _, name = key.rpartition(".")
-            model.get_submodule(owner)._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype)
-    with torch.no_grad():
+    made: dict[int, torch.Tensor] = {}
+    for key, tensor in own:
+        path, _, name = key.rpartition(".")
+        owner = model.get_submodule(path)
+        table = made.setdefault(id(tensor), torch.zeros(tensor.shape, dtype=tensor.dtype))
+        owner._parameters.pop(name, None)
+        owner.register_buffer(name, table, persistent=False)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
         model.initialize_weights()
+    return {key: model.get_buffer(key) for key, _ in own}

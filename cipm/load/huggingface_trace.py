@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from cipm.errors import CipmError, UnsupportedModel
 from cipm.load.huggingface_classes import EXPORT
@@ -40,8 +42,8 @@ class _Tensors(torch.nn.Module):
         return tuple(value for value in output if isinstance(value, torch.Tensor))
 
 
-def trace(model: Any, dtype: torch.dtype) -> tuple[Graph, dict[str, torch.Tensor], list[str]]:
-    """Return (graph, its constants, what had to be given up) of a model with stand-ins for its weights.
+def trace(model: Any, dtype: torch.dtype) -> tuple[Graph, dict[str, torch.Tensor], dict[str, Any], list[str]]:
+    """Return (graph, its constants, the inputs it was traced with, what had to be given up) of a model with stand-ins.
 
     Raises UnsupportedModel with torch's reason where no inputs that are known here can be traced.
     """
@@ -53,13 +55,17 @@ def trace(model: Any, dtype: torch.dtype) -> tuple[Graph, dict[str, torch.Tensor
             failure = failure or error
             continue
         constants = {key.removeprefix("model."): tensor for key, tensor in constants.items()}
-        return _named(graph), constants, _notes(graph, note)
+        bounds = {name: {"shape": list(s.shape), "dynamic": {str(axis): list(b) for axis, b in s.dynamic.items()}}
+                  for name, s in samples.items()}
+        return _named(graph), constants, bounds, _notes(graph, note)
     raise failure or UnsupportedModel(f"{type(model).__name__} takes none of the inputs that are known here.",
                                       where="architectures", fix=EXPORT)
 
 
 def _attempts(model: Any, dtype: torch.dtype) -> Iterator[tuple[Samples, str | None]]:
+    """Yield (inputs, note) to try: those that the model runs on first, and each with fewer and fewer free sizes."""
     found = list(candidates(model, dtype))
+    found.sort(key=lambda samples: not _runs(model, samples))
     for samples in found:
         for fewer in fewer_sizes(samples):
             yield fewer, None
@@ -67,6 +73,18 @@ def _attempts(model: Any, dtype: torch.dtype) -> Iterator[tuple[Samples, str | N
         for samples in found:
             for fewer in fewer_sizes(samples):
                 yield fewer, STEPWISE
+
+
+def _runs(model: Any, samples: Samples) -> bool:
+    """Tell whether the model runs on inputs like these, on stand-ins."""
+    mode = next((p.fake_mode for p in model.parameters() if isinstance(p, FakeTensor)), FakeTensorMode())
+    try:
+        with warnings.catch_warnings(), torch.no_grad(), mode:
+            warnings.simplefilter("ignore")
+            model(**{name: torch.zeros(s.shape, dtype=s.dtype) for name, s in samples.items()})
+    except Exception:  # a model says in any way it likes that it lacks an input
+        return False
+    return True
 
 
 def _named(graph: Graph) -> Graph:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import warnings
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from cipm.errors import CorruptFile, LimitExceeded, RefusedFormat, UnsupportedModel
@@ -55,7 +57,7 @@ WORDS = frozenset((
     "gumbel_argmax st_argmax greedy group_limited_greedy noaux_tc olmo qwen3 single fused float vector ones normal gaussian "
     "student_t negative_binomial forecast cosine dot log chmv2_mixlog hybrid2 normed metric relative forward patch float32 "
     "float16 bfloat16 train train_with_padding inference native native_sequence__native stem chunkwise--native_autograd "
-    "parallel--native_autograd MLP_GELU linear_identity mlp sampling 4x 16x "
+    "parallel--native_autograd MLP_GELU linear_identity mlp sampling 4x 16x torch multihead_attention "
 ).split())
 """Words that a string of a configuration may be. None of them is a path or the name of a repository."""
 _LANGUAGES = {"langs", "languages", "default_language"}
@@ -99,7 +101,7 @@ def bounded(cls: Any, payload: Mapping[str, Any], where: str = "", depth: int = 
         raise LimitExceeded(f"config.json is nested more than {MAX_DEPTH} deep.", where=where)
     _refuse(cls, payload, where)
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    known = set(fields) | set(cls.attribute_map) | older_names(cls)
+    known = set(fields) | set(cls.attribute_map) | older_names(cls) | derived_names(cls)
     nested = getattr(cls, "sub_configs_defaults", {})
     values: dict[str, Any] = {}
     dropped: list[str] = []
@@ -113,7 +115,9 @@ def bounded(cls: Any, payload: Mapping[str, Any], where: str = "", depth: int = 
             values[key], more = nested_values(nested[key], value, name, depth)
             dropped += more
         elif value is not None or key in fields:
-            values[key] = _value(key, value, name, depth, _annotation(fields, key))
+            field = fields.get(key)
+            own = _is_default(field, value)
+            values[key] = value if own else _value(key, value, name, depth, str(field.type if field else ""))
     labels = _labels(payload, where)
     if labels is not None:
         values["num_labels"] = labels
@@ -142,6 +146,17 @@ def older_names(cls: Any) -> set[str]:
         code = getattr(function, "__wrapped__", function).__code__
         found |= {word for word in code.co_consts if isinstance(word, str) and word.isidentifier()}
     return found - set(WORDS)
+
+
+@cache
+def derived_names(cls: Any) -> frozenset[str]:
+    """Return what the class computes beside its fields (a head's width, a count of layers), which its files repeat."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return frozenset(key for key in vars(cls()) if not key.startswith("_"))
+    except Exception:  # some classes cannot be made from their defaults alone
+        return frozenset()
 
 
 def largest(key: str) -> int:
@@ -187,6 +202,8 @@ def _value(key: str, value: Any, name: str, depth: int, annotation: str) -> Any:
     if len(value) > MAX_ITEMS:
         raise LimitExceeded(f"Key {name!r} of config.json has {len(value):,} items; at most {MAX_ITEMS:,} are read.",
                             where=name)
+    if value == {"__float__": "Infinity"}:  # how transformers writes an open bound
+        return math.inf
     if isinstance(value, list):
         return [_value(key, item, f"{name}.{i}", depth + 1, annotation) for i, item in enumerate(value)]
     return _mapping(value, name, depth)
@@ -222,8 +239,12 @@ def _key_is_plain(key: Any) -> bool:
     return isinstance(key, str) and len(key) <= MAX_KEY and key.isidentifier() and not key.startswith("__")
 
 
-def _annotation(fields: Mapping[str, Any], key: str) -> str:
-    return str(fields[key].type) if key in fields else ""
+def _is_default(field: Any, value: Any) -> bool:
+    """Tell whether a string is what the installed class itself has for this key, as its default or among its literals."""
+    if field is None or not isinstance(value, str):
+        return False
+    literals = " ".join(re.findall(r"Literal\[([^\]]*)\]", str(field.type)))
+    return value == field.default or value in re.findall(r"'([^']*)'", literals)
 
 
 def _names(cls: Any) -> set[str]:

@@ -54,7 +54,8 @@ def build(entry: Entry, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
         model = model_class(entry.type, entry.name)(config_class(entry.type)(**entry.values)).eval()
     for name, parameter in model.named_parameters():
-        parameter.data.copy_(_random(name, parameter, generator))
+        if parameter.requires_grad:  # others are tables that the model computes, such as sinusoids
+            parameter.data.copy_(_random(name, parameter, generator))
     for name, buffer in model.named_buffers():
         if name.endswith(("running_mean", "running_var", "correction_bias")):
             buffer.copy_(_random(name, buffer, generator))

@@ -12,11 +12,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from sample_models import HUB, as_zip, hub_class, hub_input, save_hub
 
-from cipm.errors import CorruptFile
+from cipm.errors import CorruptFile, UnsupportedModel
 from cipm.load import describe, load
 from cipm.load.archive import open_source
+from cipm.load.checkpoint import LazyTensors
+from cipm.load.huggingface import read_upload
+from cipm.load.huggingface_classes import class_names, config_class, config_types
 from cipm.load.huggingface_config import parse_config
+from cipm.load.huggingface_layout import keys_of_state
+from cipm.load.huggingface_model import stand_in
+from cipm.load.huggingface_values import bounded, largest
 from cipm.load.safetensors_file import read_header, read_tensors, write
+from cipm.testing.transformers_zoo import by_name, save
 from cipm.trace import run
 
 
@@ -146,3 +153,81 @@ def test_safetensors_file_is_rewritten_byte_for_byte(tmp_path: Path) -> None:
     assert all(torch.equal(read[key], value) and read[key].dtype == value.dtype for key, value in tensors.items())
     write(tmp_path / "copy.safetensors", header, lambda key: read[key])
     assert (tmp_path / "copy.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
+
+
+def test_a_tied_tensor_stored_with_other_values_is_untied(tmp_path: Path) -> None:
+    folder = save_hub("GPT2LMHeadModel", tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = torch.randn_like(tensors["transformer.wte.weight"])
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    checkpoint = load(folder)
+    assert not checkpoint.aliases and set(checkpoint.graph.tensors.values()) == set(tensors)
+    _compare("GPT2LMHeadModel", folder, checkpoint)
+
+
+def test_merged_experts_have_the_models_key_and_return_to_their_own(tmp_path: Path) -> None:
+    entry = by_name("mixtral:MixtralForCausalLM")
+    model = save(entry, tmp_path / "model")
+    upload = read_upload(open_source(tmp_path / "model"))
+    stored = load_file(tmp_path / "model" / "model.safetensors")
+    state = model.state_dict()
+    assert "model.layers.0.mlp.experts.gate_up_proj" in upload.tensors
+    assert not any("experts.0" in key for key in upload.tensors) and any("experts.0" in key for key in stored)
+    assert all(torch.equal(upload.tensors[key], state[name]) for name, key in upload.layout.names.items())
+    get = upload.layout.writer(upload.tensors)
+    assert all(torch.equal(get(key), stored[key]) for key in sorted(stored, reverse=True))
+
+
+def test_a_merge_that_cannot_be_undone_is_refused(tmp_path: Path) -> None:
+    entry = by_name("mixtral:MixtralForCausalLM")
+    save(entry, tmp_path / "model")
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    tensors["model.layers.0.block_sparse_moe.experts.1.w2.weight"] = \
+        tensors["model.layers.0.block_sparse_moe.experts.1.w2.weight"].half()
+    save_file(tensors, tmp_path / "model" / "model.safetensors")
+    with pytest.raises(UnsupportedModel, match=r"is stored as 4 tensors \(.*\), and they have different dtypes"):
+        load(tmp_path / "model")
+
+
+def test_tables_that_are_not_stored_are_computed(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    model = save(by_name("marian:MarianMTModel"), folder)
+    upload = read_upload(open_source(folder))
+    keys = keys_of_state(upload.layout, upload.model)
+    stand_in(upload.model, {name: upload.layout.metas[key] for name, key in keys.items()})
+    for name in ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight"):
+        assert name not in keys and torch.equal(upload.model.get_buffer(name), model.get_parameter(name))
+
+
+def test_weights_without_a_table_to_compute_are_missing(tmp_path: Path) -> None:
+    folder = save_hub("BertModel", tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["encoder.layer.0.output.dense.bias"]
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(CorruptFile, match=r"The upload lacks tensors of BertModel \(1\): encoder.layer.0.output.dense.bias"):
+        load(folder)
+
+
+def test_a_large_model_is_read_tensor_by_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cipm.load.checkpoint.HELD_BYTES", 0)
+    folder = save_hub("ViTModel", tmp_path / "model")
+    stored = load_file(folder / "model.safetensors")
+    for path in (folder, as_zip(folder)):
+        checkpoint = load(path)
+        assert isinstance(checkpoint.tensors, LazyTensors)
+        assert all(torch.equal(checkpoint.tensors[key], value) for key, value in stored.items())
+    _compare("ViTModel", folder, checkpoint)
+
+
+def test_every_type_has_a_class_and_a_schema() -> None:
+    for kind in config_types():
+        if class_names(kind) and not kind.startswith("timm"):
+            assert bounded(config_class(kind), {"model_type": kind}) == ({}, [])
+
+
+@pytest.mark.parametrize(("key", "bound"), [("vocab_size", 4_000_000), ("num_hidden_layers", 512), ("encoder_layers", 512),
+                                            ("hidden_size", 262_144), ("num_attention_heads", 4096), ("n_routed_experts", 4096),
+                                            ("max_position_embeddings", 16_777_216), ("image_size", 8192),
+                                            ("bos_token_id", 2**31)])
+def test_integers_have_bounds_by_what_they_count(key: str, bound: int) -> None:
+    assert largest(key) == bound
