@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
-import zipfile
 from collections.abc import Callable, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import torch
 
+from cipm.export.package import copy_files, zip_folder
 from cipm.export.record import NAME
 from cipm.load.archive import Source, open_source
 from cipm.load.checkpoint import Checkpoint
 from cipm.load.huggingface import read_upload, weight_files
 from cipm.load.safetensors_file import read_header
 from cipm.load.safetensors_file import write as write_safetensors
-
-# other copies of the weights, which would keep the old order, and code
-_LEFT_OUT = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".tflite", ".py")
 
 
 def write(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], source: Path, record: str | None, out: Path) -> None:
@@ -29,7 +25,7 @@ def write(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], source: P
         return
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         _fill(Path(folder), upload, checkpoint, tensors, record, upload.root)
-        _zip(Path(folder), out)
+        zip_folder(Path(folder), out)
 
 
 def _fill(folder: Path, upload: Source, checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], record: str | None,
@@ -40,11 +36,7 @@ def _fill(folder: Path, upload: Source, checkpoint: Checkpoint, tensors: Mapping
     stored = _stored(checkpoint, tensors, upload)
     for file in files:
         write_safetensors(base / file, read_header(upload, file), stored)
-    for name in upload.files:
-        if name != NAME and name not in files and PurePosixPath(name).suffix.lower() not in _LEFT_OUT:
-            (base / name).parent.mkdir(parents=True, exist_ok=True)
-            with upload.open(name) as small, (base / name).open("wb") as copy:
-                shutil.copyfileobj(small, copy)
+    copy_files(upload, base, written=files)
     if record is not None:
         (base / NAME).write_text(record)
 
@@ -54,9 +46,3 @@ def _stored(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], upload:
     if checkpoint.origin.get("merged"):
         return read_upload(upload).layout.writer(tensors)
     return lambda key: tensors[checkpoint.aliases.get(key, key)]
-
-
-def _zip(folder: Path, out: Path) -> None:
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-            archive.write(file, file.relative_to(folder).as_posix())

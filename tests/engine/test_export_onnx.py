@@ -74,7 +74,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, its data file with a gap in it, and files that are left out or kept."""
+    """A folder with a model, its data file, and files that are left out or kept."""
     folder = tmp_path_factory.mktemp("packed") / "model"
     folder.mkdir()
     save_onnx(mlp((16, 24, 20, 5)), torch.randn(2, 16), folder / "net.onnx", dynamo=True, external=True)
