@@ -7,6 +7,7 @@ layers alone, every tensor is read once, and a model larger than memory can be p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from cipm.errors import UnsupportedModel
 from cipm.load.checkpoint import Checkpoint
 from cipm.permutation import Plan
 from cipm.trace.graph import Node
-from cipm.trace.interpret import call_node, cast, last_uses
+from cipm.trace.interpret import call_node, cast, last_uses, read_stored, taken_in_parts
 
 CPU = torch.device("cpu")
 SMALL = 1e-6
@@ -70,12 +71,12 @@ def sweep(checkpoint: Checkpoint, inputs: Mapping[str, torch.Tensor], variants: 
     reference: dict[str, Any] = {n: cast(checkpoint.constants[key], dtype) for n, key in graph.constants.items()}
     reference |= {i.name: cast(inputs[i.name], dtype) for i in graph.inputs}
     runs = [_Run(variant, frozenset(key for key, _ in variant.plan.axes)) for variant in variants]
-    last = last_uses(graph)
+    last, parts = last_uses(graph), taken_in_parts(graph)
     with torch.no_grad():
         for step, node in enumerate(graph.nodes):
             for name in node.refs():
                 if name not in reference:
-                    reference[name] = cast(checkpoint.tensors[graph.tensors[name]], dtype)
+                    reference[name] = read_stored(checkpoint.tensors, graph, name, dtype, parts)
             reference[node.name] = call_node(node, reference, dtype, CPU)
             for run in runs:
                 _follow(run, node, reference, graph.tensors, dtype)
@@ -129,9 +130,17 @@ def _apart(reference: torch.Tensor, result: torch.Tensor, operands: Any) -> tupl
     if reference.numel() == 0 or torch.equal(reference, result):
         return 0.0, 0.0
     absolute = float(_difference(_numbers(reference), _numbers(result)).max())
-    largest = max((float(_finite(_numbers(t)).max()) for t in operands if isinstance(t, torch.Tensor) and t.numel()),
-                  default=0.0)
+    largest = max((_largest(t) for t in operands if isinstance(t, torch.Tensor) and t.numel()), default=0.0)
     return absolute, absolute / max(float(_finite(_numbers(reference)).max()), SMALL * largest, torch.finfo(torch.float64).tiny)
+
+
+def _largest(tensor: torch.Tensor) -> float:
+    """Return the largest finite magnitude; without a copy where all are finite, as the weights of a large model are."""
+    if tensor.is_floating_point():
+        low, high = (float(end) for end in tensor.aminmax())
+        if math.isfinite(low) and math.isfinite(high):
+            return max(-low, high)
+    return float(_finite(_numbers(tensor)).max())
 
 
 def _numbers(tensor: torch.Tensor) -> torch.Tensor:

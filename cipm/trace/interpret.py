@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from cipm.errors import UnsupportedModel
-from cipm.trace.graph import Graph, Node, Ref, map_refs
+from cipm.trace.graph import Graph, Node, Ref, map_refs, refs_in
 
 Observer = Callable[[torch.Tensor], None]
 Intervention = Callable[[torch.Tensor], torch.Tensor]
 
+PART = 2**22
+"""The most elements of a linear layer's weight that are cast at once."""
 _REDUCED = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -57,10 +59,10 @@ def run(graph: Graph, tensors: Mapping[str, torch.Tensor], constants: Mapping[st
     def fetch(names: Iterable[str]) -> None:
         for name in names:
             if name not in values:
-                values[name] = cast(tensors[graph.tensors[name]], dtype)
+                values[name] = read_stored(tensors, graph, name, dtype, parts)
                 _visit(values, name, observe, intervene)
 
-    last = last_uses(graph)
+    last, parts = last_uses(graph), taken_in_parts(graph)
     with torch.no_grad():
         for name in list(values):
             _visit(values, name, observe, intervene)
@@ -90,6 +92,24 @@ def last_uses(graph: Graph) -> dict[int, list[str]]:
     return steps
 
 
+def taken_in_parts(graph: Graph) -> frozenset[str]:
+    """Return the stored tensors that only linear layers and embeddings read: they are cast part by part, never as a whole."""
+    places = {"aten.embedding.default": 0, "aten.linear.default": 1}
+    found, others = set(), {ref.name for ref in graph.outputs if ref is not None}
+    for node in graph.nodes:
+        for at, argument in enumerate(node.args):
+            (found if places.get(node.op) == at else others).update(refs_in(argument))
+        others.update(refs_in(tuple(node.kwargs.values())))
+    return frozenset(found - others) & frozenset(graph.tensors)
+
+
+def read_stored(tensors: Mapping[str, torch.Tensor], graph: Graph, name: str, dtype: torch.dtype | None,
+                parts: frozenset[str]) -> torch.Tensor:
+    """Return a stored tensor by its value's name, in this type unless it is taken in parts."""
+    tensor = tensors[graph.tensors[name]]
+    return tensor if name in parts else cast(tensor, dtype)
+
+
 def call_arguments(argument: Any, values: Mapping[str, Any]) -> Any:
     """Return an argument with references replaced by values, in the list form that ATen calls take."""
     filled = map_refs(argument, lambda ref: values[ref.name])
@@ -105,12 +125,24 @@ def call_node(node: Node, values: Mapping[str, Any], dtype: torch.dtype | None, 
 
     args = [prepare(call_arguments(argument, values)) for argument in node.args]
     kwargs = {key: prepare(call_arguments(argument, values)) for key, argument in node.kwargs.items()}
+    call = _linear_in_parts if node.op == "aten.linear.default" and dtype is not None else resolve(node.op)
     try:
-        return _typed(resolve(node.op), args, kwargs, dtype)
+        return _typed(call, args, kwargs, dtype)
     except (RuntimeError, IndexError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0][:300]
         raise UnsupportedModel(f"The model cannot run on these inputs: {node.op} says {reason!r}.",
                                where=node.name) from error
+
+
+def _linear_in_parts(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Return x Wᵀ + b in the type of x, a run of W's rows at a time, each cast for itself."""
+    rows = max(1, PART // max(1, weight.shape[-1]))
+    if weight.dtype == x.dtype or weight.ndim != 2 or weight.shape[0] <= rows:
+        return torch.nn.functional.linear(x, weight.to(x.dtype), bias)
+    starts = range(0, weight.shape[0], rows)
+    products = [torch.nn.functional.linear(x, weight[start:start + rows].to(x.dtype)) for start in starts]
+    product = torch.cat(products, -1)
+    return product if bias is None else product + bias
 
 
 def _typed(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], dtype: torch.dtype | None) -> Any:
@@ -149,4 +181,5 @@ def _as_list(argument: Any) -> Any:
     return [_as_list(item) for item in argument] if isinstance(argument, tuple) else argument
 
 
-__all__ = ["Intervention", "Observer", "Ref", "call_arguments", "call_node", "cast", "last_uses", "resolve", "run"]
+__all__ = ["Intervention", "Observer", "Ref", "call_arguments", "call_node", "cast", "last_uses", "read_stored", "resolve",
+           "run", "taken_in_parts"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from cipm.permutation import Permutation, Plan
 from cipm.pipeline.commands import reorganize_job, restore_job, verify_job
 from cipm.pipeline.context import read_checkpoint, write_checkpoint
 from cipm.testing.models import save_huggingface
-from cipm.trace import run
+from cipm.trace import Graph, Input, Node, Ref, interpret, run
 
 LAYERS, WIDTH = 12, 64
 
@@ -108,6 +109,23 @@ def test_a_sharded_model_is_reorganised_and_restored_in_a_stream(tmp_path: Path,
     assert watch.most <= 4  # of 21 tensors
     for path in (tmp_path / "model").iterdir():
         assert (tmp_path / "back" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_large_weights_are_cast_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, bias = torch.randn(2, 5, 16, dtype=torch.float64), torch.randn(50, dtype=torch.float64)
+    weight = torch.randn(50, 16).to(torch.bfloat16)
+    refs = (Ref("ids"), Ref("table"), Ref("w"), Ref("b"))
+    graph = Graph((Input("ids", (2, 5), torch.int64),), {"table": "table", "w": "w", "b": "b"}, {},
+                  (Node("x", "aten.embedding.default", (refs[1], refs[0])),
+                   Node("y", "aten.linear.default", (Ref("x"), refs[2], refs[3]))), (Ref("y"),))
+    assert interpret.taken_in_parts(graph) == {"table", "w"}
+    tied = replace(graph, nodes=(*graph.nodes, Node("z", "aten.relu.default", (refs[2],))))
+    assert interpret.taken_in_parts(tied) == {"table"}
+    monkeypatch.setattr(interpret, "PART", 16 * 7)
+    tensors, ids = {"table": x.view(10, 16).to(torch.bfloat16), "w": weight, "b": bias}, torch.arange(10).view(2, 5)
+    found, = run(graph, tensors, {}, {"ids": ids}, dtype=torch.float64)
+    expected = torch.nn.functional.linear(tensors["table"].double().view(2, 5, 16), weight.double(), bias)
+    torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-14)
 
 
 def test_a_small_model_is_held(tmp_path: Path) -> None:
