@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -50,7 +51,8 @@ def trace(model: Any, dtype: torch.dtype) -> tuple[Graph, dict[str, torch.Tensor
     failure: CipmError | None = None
     for samples, note in _attempts(model, dtype):
         try:
-            graph, constants = functional(export_program(_Tensors(model, samples).eval(), samples), samples)
+            with _unchecked_distributions():
+                graph, constants = functional(export_program(_Tensors(model, samples).eval(), samples), samples)
         except CipmError as error:
             failure = failure or error
             continue
@@ -73,6 +75,17 @@ def _attempts(model: Any, dtype: torch.dtype) -> Iterator[tuple[Samples, str | N
         for samples in found:
             for fewer in fewer_sizes(samples):
                 yield fewer, STEPWISE
+
+
+@contextmanager
+def _unchecked_distributions() -> Iterator[None]:
+    """Keep torch.distributions from looking at values, which a trace does not have: time series models make them."""
+    before = torch.distributions.Distribution._validate_args
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(before)
 
 
 def _runs(model: Any, samples: Samples) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from cipm.compiled import compiled
 from cipm.statistics.samples import refuse_nonfinite, too_large
 
-CHUNK_ROWS, CHUNK_VALUES = 384, 2**18  # one inner block of the product; 1 MB of float32 where units are few
+CHUNK_ROWS, CHUNK_VALUES = 640, 2**18  # enough for the product's full rate; 1 MB of float32 where units are few
 SUM_ROWS = 64  # summed in float32 before float64 takes over
 UNDERFLOW, OVERFLOW = 1e-30, 1e36  # sums of squares outside are not safe in float32
 
@@ -23,13 +23,14 @@ UNDERFLOW, OVERFLOW = 1e-30, 1e36  # sums of squares outside are not safe in flo
 @dataclass(frozen=True, eq=False)
 class Chunk:
     """Some samples about a shift: `values` [rows, units] (a view, good until the next chunk), `base` [units] float64,
-    what was taken away (the same array while it stays the same), and `total` [units] float64, the sum of the values.
-    `narrow` tells that products of the values stay within float32.
+    what was taken away (the same array while it stays the same), `total` and `square` [units] float64, the sums of the
+    values and of their squares. `narrow` tells that products of the values stay within float32.
     """
 
     values: np.ndarray
     base: np.ndarray
     total: np.ndarray
+    square: np.ndarray
     narrow: bool
 
 
@@ -90,7 +91,7 @@ class Centring:
         self._notice(values)
         narrow = self.dtype == np.float64 or (self.square.max(initial=0) < OVERFLOW
                                               and not (self.varies & (self.spread < UNDERFLOW)).any())
-        chunk = Chunk(values, self.base, self.total, bool(narrow))
+        chunk = Chunk(values, self.base, self.total, self.square, bool(narrow))
         self._restart()
         if far:
             self._move(self.base.astype(self.dtype))

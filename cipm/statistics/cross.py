@@ -128,26 +128,42 @@ class CrossCovariance:
         return self
 
     def _flush(self) -> None:
-        """Take the products and the chunks' means in, all in float64."""
+        """Take the products and the means of the chunks in, all in float64."""
         work = self._working
         if work.rows:
             self._scatter += work.products
-        for rows, x, y in work.chunks:
-            means = [chunk.base + chunk.total / rows for chunk in (x, y)]
-            self._left, across = self._left.take(self._samples, rows, means[0], x.square)
-            self._right, along = self._right.take(self._samples, rows, means[1], y.square)
-            total = self._samples + rows
-            factors = np.stack([across * (self._samples * (rows / total)), x.total * (-1 / rows)], axis=1)
-            self._scatter += factors @ np.stack([along, y.total])
+        for run in work.runs:
+            self._left, across = self._left.take(self._samples, run.rows, *run.left.moments(run.rows))
+            self._right, along = self._right.take(self._samples, run.rows, *run.right.moments(run.rows))
+            total = self._samples + run.rows
+            factors = np.stack([across * (self._samples * (run.rows / total)), run.left.total * (-1 / run.rows)], axis=1)
+            self._scatter += factors @ np.stack([along, run.right.total])
             self._samples = total
         work.clear()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Sums:
+    """Sums of chunks of one side about the same base."""
+
     base: np.ndarray
     total: np.ndarray
     square: np.ndarray
+
+    def moments(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.base + self.total / rows, np.maximum(self.square - self.total**2 / rows, 0)
+
+    def add(self, chunk: Chunk) -> None:
+        self.total, self.square = self.total + chunk.total, self.square + chunk.square
+
+
+@dataclass(eq=False)
+class _Run:
+    """Chunks in a row about the same two bases."""
+
+    rows: int
+    left: _Sums
+    right: _Sums
 
 
 class _Working:
@@ -165,7 +181,7 @@ class _Working:
         self.clear()
 
     def clear(self) -> None:
-        self.rows, self.chunks = 0, []
+        self.rows, self.runs = 0, []
 
     def add(self, x: Chunk, y: Chunk) -> None:
         if not (x.narrow and y.narrow):  # float32 cannot hold the products: give them all float64
@@ -175,10 +191,10 @@ class _Working:
                              overwrite_c=1)
         rows = len(x.values)
         self.rows += rows
-        self.chunks.append((rows, *(_Sums(c.base, c.total, _centred_square(c)) for c in (x, y))))
-
-
-def _centred_square(chunk: Chunk) -> np.ndarray:
-    """Return the sum of squares about the chunk's own mean, in float64."""
-    square = np.einsum("ij,ij->j", chunk.values, chunk.values, dtype=np.float64)
-    return np.maximum(square - chunk.total**2 / len(chunk.values), 0)
+        last = self.runs[-1] if self.runs else None
+        if last and last.left.base is x.base and last.right.base is y.base:
+            last.rows += rows
+            last.left.add(x)
+            last.right.add(y)
+        else:
+            self.runs.append(_Run(rows, *(_Sums(chunk.base, chunk.total, chunk.square) for chunk in (x, y))))

@@ -54,7 +54,8 @@ class DeviceCentring:
         self.varies |= varied
         self.spread += square
         narrow = bool(square.max(initial=0) < OVERFLOW) and not (self.varies & (self.spread < UNDERFLOW)).any()
-        return Chunk(values, _host(shift), _host(values.double().sum(dim=0)), narrow or piece.dtype.itemsize == 8)
+        total = _host(values.double().sum(dim=0))
+        return Chunk(values, _host(shift), total, square, narrow or piece.dtype.itemsize == 8)
 
 
 class DeviceProducts:

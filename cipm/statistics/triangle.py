@@ -34,7 +34,9 @@ def panels(triangle: np.ndarray, units: int) -> Iterator[tuple[int, int, np.ndar
 
 def add_factors(triangle: np.ndarray, factors: np.ndarray, weights: np.ndarray) -> None:
     """Add Σ_k weights[k] · factors[k] factors[k]ᵀ, with factors [k, units] float64."""
-    for first, end, panel in panels(triangle, factors.shape[1]):
+    some = (weights != 0) & factors.any(axis=1)
+    factors, weights = factors[some], weights[some]
+    for first, end, panel in panels(triangle, factors.shape[1] if some.any() else 0):
         _add_outer(panel.T, factors[:, first:], factors[:, first:end] * weights[:, None])
 
 
