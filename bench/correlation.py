@@ -17,6 +17,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -145,4 +146,5 @@ def main(units: int | None = None, samples: int = 20_000, rounds: int = 3) -> No
 
 
 if __name__ == "__main__":
+    sys.path.remove(str(Path(__file__).resolve().parent))  # numba takes bench/coverage.py for the package of that name
     main(*(int(argument) for argument in sys.argv[1:4]))

@@ -14,6 +14,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import numpy as np
 
@@ -159,5 +160,6 @@ def main(units: int = 65_536, samples: int = 2048, exact: bool = False) -> None:
 
 
 if __name__ == "__main__":
+    sys.path.remove(str(Path(__file__).resolve().parent))  # numba takes bench/coverage.py for the package of that name
     given = [argument for argument in sys.argv[1:] if argument != "--exact"]
     main(*map(int, given), exact="--exact" in sys.argv)

@@ -17,10 +17,10 @@ from cipm.options import parse_options
 from cipm.ordering import canonical_orders
 from cipm.permutation import Permutation
 from cipm.pipeline.context import Context, Emit, batches
-from cipm.pipeline.discovery import discover, open_model
+from cipm.pipeline.discovery import proved_groups
 from cipm.pipeline.exporting import write_reorganized
 from cipm.pipeline.statistics import PLAIN_ORDERS, plain_order
-from cipm.symmetry import TOLERANCE, compare, example_inputs, normalise
+from cipm.symmetry import TOLERANCE, compare, example_inputs, normalise, with_continuous
 from cipm.trace import run
 
 VERIFY_DRAWS = 3
@@ -31,15 +31,12 @@ def reorganize_job(request: Mapping[str, Any], scratch: Path, emit: Emit) -> dic
 
     `request["forms"]` names the normal forms it is brought into first; orders that come from the weights see it in that form.
     """
-    context = Context(request, parse_options({"seed": request["seed"]}), {}, emit)
-    for stage, function in (("open", open_model), ("discover", discover)):
-        (scratch / stage).mkdir()
-        function(context, scratch / stage)
-        context.folders[stage] = scratch / stage
-    original, out = context.checkpoint, scratch / request["filename"]
+    original, out = load(request["model"]), scratch / request["filename"]
+    context = Context(request, parse_options({"seed": request["seed"]}), {}, emit, {"checkpoint": original})
+    context.kept["symmetry"] = proved_groups(context)
     if not request["forms"]:
         return write_reorganized(context, _orders(request, context), request["order"], out)
-    made = normalise(original, context.symmetry, request["forms"])
+    made = normalise(original, with_continuous(original, context.symmetry, seed=request["seed"]), request["forms"])
     context = Context(request, context.options, context.folders, emit,
                       {"checkpoint": made.checkpoint, "symmetry": context.symmetry})
     form = Form(tuple(request["forms"]), made.rescaling, made.rounded)

@@ -9,7 +9,7 @@ from cipm.errors import ProbeError
 from cipm.load import load
 from cipm.load.probe import Probe, open_probe
 from cipm.pipeline.context import Context, batches, write_checkpoint, write_probe
-from cipm.symmetry import discover_groups, index_limits, prove, with_continuous
+from cipm.symmetry import Symmetry, discover_groups, index_limits, prove, with_continuous
 from cipm.trace import run
 from cipm.views.structure import write_structure
 
@@ -23,16 +23,20 @@ def open_model(context: Context, folder: Path) -> None:
 
 def discover(context: Context, folder: Path) -> None:
     """Find the symmetry groups, and the symmetries beside permutations, and prove them in float64."""
-    options = context.options
-    found = discover_groups(context.checkpoint, seed=options.seed)
-    symmetry = prove(context.checkpoint, found, draws=options.proof_draws, seed=options.seed)
-    symmetry = with_continuous(context.checkpoint, symmetry, seed=options.seed)
+    symmetry = with_continuous(context.checkpoint, proved_groups(context), seed=context.options.seed)
     payload = symmetry.to_json()
     (folder / "symmetry.json").write_text(json.dumps(payload))
     checkpoint = context.checkpoint
     shapes = {key: tuple(checkpoint.meta(key).shape) for key in checkpoint.tensors}
     write_structure(folder, checkpoint.graph, payload, shapes, checkpoint.parameter_keys)
     context.kept["symmetry"] = symmetry
+
+
+def proved_groups(context: Context) -> Symmetry:
+    """Return the symmetry groups of the checkpoint, proved in float64."""
+    options = context.options
+    found = discover_groups(context.checkpoint, seed=options.seed)
+    return prove(context.checkpoint, found, draws=options.proof_draws, seed=options.seed)
 
 
 def read_probe_file(context: Context, folder: Path) -> None:
