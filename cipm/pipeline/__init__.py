@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from cipm.options import parse_options
+from cipm.pipeline.collecting import collect_statistics
 from cipm.pipeline.context import Context, Emit
 from cipm.pipeline.discovery import discover, open_model, read_probe_file
 from cipm.pipeline.exporting import export_order
+from cipm.pipeline.organizing import organize
 from cipm.pipeline.prepare import prepare
-from cipm.pipeline.statistics import collect_statistics, organize
 from cipm.pipeline.view import view
 from cipm.pipeline.whatif import measure, whatif
 from cipm.stages import CHAINS

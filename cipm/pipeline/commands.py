@@ -19,7 +19,7 @@ from cipm.permutation import Permutation
 from cipm.pipeline.context import Context, Emit, batches
 from cipm.pipeline.discovery import proved_groups
 from cipm.pipeline.exporting import write_reorganized
-from cipm.pipeline.statistics import PLAIN_ORDERS, plain_order
+from cipm.pipeline.organizing import PLAIN_ORDERS, plain_order
 from cipm.symmetry import TOLERANCE, compare, example_inputs, normalise, with_continuous
 from cipm.trace import run
 

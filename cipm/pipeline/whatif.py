@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from cipm.errors import OptionError
+from cipm.pipeline.collecting import Statistics, carried_by, read_statistics
 from cipm.pipeline.context import Context, batches
-from cipm.pipeline.statistics import Statistics, carried_by, read_statistics
 from cipm.pruning import Curve, calibrate, elimination_curve, reconstruction
 from cipm.statistics import HalfSplit
 from cipm.symmetry import SymmetryGroup, Tap

@@ -1,135 +1,25 @@
-"""Stages `collect` and `organize`: activations at the taps become correlations, modules and orders."""
+"""Stage `organize`: correlations become modules and orders."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
 
 from cipm.modules import describe_modules, effective_dimension, partition, redundancy
 from cipm.modules.partition import Partition
 from cipm.ordering import by_module, canonical_orders, nodesort, scores, spectral, within_blocks
 from cipm.permutation import Permutation
-from cipm.pipeline.context import Context, batches
-from cipm.statistics import HalfSplit
-from cipm.statistics.collect import collect
-from cipm.symmetry import SymmetryGroup, Tap
-from cipm.trace import run
+from cipm.pipeline.collecting import Statistics, read_statistics
+from cipm.pipeline.context import Context
+from cipm.pipeline.similarity import Similarity, similarity
+from cipm.symmetry import SymmetryGroup
 
-Statistics = Mapping[str, HalfSplit]
 PLAIN_ORDERS = ("random", "nodesort", "canonical")
-
-
-def collect_statistics(context: Context, folder: Path) -> None:
-    """Run the probe set once and accumulate the statistics of every tap."""
-    options, checkpoint, probe = context.options, context.checkpoint, context.probe
-    taps = _collected(context)
-    report = context.progress("collect", probe.used_rows, "rows")
-    constants = {key: tensor.to(context.device) for key, tensor in checkpoint.constants.items()}
-
-    def forward(inputs: Mapping[str, Any], observe: Mapping[str, Any]) -> Any:
-        return run(checkpoint.graph, context.tensors, constants, inputs, observe=observe)
-
-    found = collect(forward, taps, batches(probe, checkpoint, options.batch_rows), positions=options.positions,
-                    progress=report) if taps else {}
-    arrays = {f"{tap.key}/{name}": np.array(array, order="C")
-              for tap, half in found.items() for name, array in half.state().items()}
-    save_file(arrays, folder / "statistics.safetensors")
-    facts = {"taps": [{"value": tap.value, "axis": tap.axis, "samples": half.samples, "rows": half.rows}
-                      for tap, half in found.items()]}
-    (folder / "statistics.json").write_text(json.dumps(facts))
-
-
-def read_statistics(context: Context) -> Statistics:
-    """Return the statistics of every collected tap by its key."""
-    arrays = load_file(context.folders["collect"] / "statistics.safetensors")
-    found: dict[str, dict[str, np.ndarray]] = {}
-    for name, array in arrays.items():
-        key, part = name.split("/", 1)
-        found.setdefault(key, {})[part] = array
-    return {key: HalfSplit.from_state(state) for key, state in found.items()}
-
-
-def carried_by(groups: tuple[SymmetryGroup, ...], group: SymmetryGroup) -> SymmetryGroup | None:
-    """Return the group of smaller units that the units of this group carry where it is read, or None."""
-    if not group.taps:
-        return None
-    place = (group.taps[-1].value, group.taps[-1].axis)
-    inner = [g for g in groups if g.parent == group.name and any((t.value, t.axis) == place for t in g.taps)]
-    return inner[0] if inner else None
-
-
-def _collected(context: Context) -> list[Tap]:
-    """Return the taps to collect: those of proved groups that fit, one for each place."""
-    groups = context.symmetry.groups
-    chosen: dict[str, Tap] = {}
-    for group in groups:
-        if group.proved and group.size <= context.options.max_width and not carried_by(groups, group):
-            for tap in group.taps:
-                chosen.setdefault(tap.key, tap)
-    return list(chosen.values())
-
-
-@dataclass(frozen=True)
-class Similarity:
-    """How alike the units of a group are: the matrix over all rows and over the two halves, and its name."""
-
-    kind: str
-    whole: np.ndarray
-    halves: tuple[np.ndarray, np.ndarray]
-    samples: int
-    rows: int
-    dead: tuple[int, ...]
-
-
-def similarity(context: Context, group: SymmetryGroup, statistics: Statistics) -> Similarity | None:
-    """Return the similarity of a group's units at its last tap, or None where nothing was collected.
-
-    Pearson correlation; for units that carry smaller ones (heads), linear CKA of their activations:
-    ‖C_ij‖² / (‖C_ii‖ ‖C_jj‖) with the cross-covariance blocks C_ij (Kornblith et al., 2019).
-    """
-    inner = carried_by(context.symmetry.groups, group)
-    seen = _shared_tap(group, inner) if inner else group.taps[-1] if group.taps else None
-    if seen is None or (half := statistics.get(seen.key)) is None:
-        return None
-    if inner is None:
-        return Similarity("pearson", half.whole.correlation(), (half.even.correlation(), half.odd.correlation()),
-                          half.samples, half.rows, tuple(np.flatnonzero(half.whole.dead).tolist()))
-    index = _unit_index(group, seen)
-    if index is None:
-        return None
-    whole, even, odd = (_cka(part.covariance(), index) for part in (half.whole, half.even, half.odd))
-    return Similarity("linear CKA", whole, (even, odd), half.samples, half.rows, ())
-
-
-def _shared_tap(group: SymmetryGroup, inner: SymmetryGroup) -> Tap:
-    """Return the inner group's tap at the place where the outer group is read."""
-    place = (group.taps[-1].value, group.taps[-1].axis)
-    return next(tap for tap in inner.taps if (tap.value, tap.axis) == place)
-
-
-def _unit_index(group: SymmetryGroup, inner: Tap) -> np.ndarray | None:
-    """Return [units, elements]: which collected inner unit stands at each element of each outer unit, or None where
-    inner units stand at several."""
-    index = group.taps[-1].index
-    if inner.index.shape[1] != 1 or inner.index.size != index.size:
-        return None
-    unit_at = np.zeros(inner.index.max() + 1, dtype=np.int64)
-    unit_at[inner.index[:, 0]] = np.arange(len(inner.index))
-    return unit_at[index]
-
-
-def _cka(covariance: np.ndarray, index: np.ndarray) -> np.ndarray:
-    units, elements = index.shape
-    blocks = covariance[np.ix_(index.ravel(), index.ravel())].reshape(units, elements, units, elements)
-    energy = np.einsum("iajb,iajb->ij", blocks, blocks)
-    scale = np.sqrt(np.maximum(energy.diagonal(), np.finfo(float).tiny))
-    return np.clip(energy / scale[:, None] / scale, 0, 1)
 
 
 def organize(context: Context, folder: Path) -> None:
