@@ -30,6 +30,11 @@ class AnalysisOptions(BaseModel):
     batch_rows: int = option(256, "Probe rows in one forward pass.", "rows", ge=1, le=65_536)
     positions: int = option(64, "Positions kept per row and unit of a convolution or sequence, evenly spaced; "
                             "0 keeps all. Fewer positions are faster and noisier.", "positions", ge=0, le=1_000_000)
+    statistics_memory: int = option(2048, "Memory for the statistics that one forward pass gathers; groups that do not fit "
+                                    "together are gathered in further passes, one that does not fit alone is left out.",
+                                    "MiB", ge=1, le=1_048_576)
+    shards: int = option(1, "Parts that the probe set is cut into, each collected by a worker of its own where there are "
+                         "several; a part has 2,048 rows at least.", "parts", ge=1, le=64)
     resolution: float = option(0.0, "Module resolution: the correlation that two units must exceed to attract each "
                                "other; 0 chooses it by stability over the two probe halves.", "correlation",
                                ge=0.0, lt=1.0)

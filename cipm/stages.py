@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,11 +25,15 @@ class Stage:
     request: tuple[str, ...] = ()
 
 
+COLLECTING = ("batch_rows", "positions", "max_width", "statistics_memory", "shards", "device")
+SEGMENT_ROWS, MOST_SEGMENTS = 2048, 64
+
 STAGES: dict[str, Stage] = {
     "open": Stage(2, (MODEL,)),
     "discover": Stage(4, ("open",), ("seed", "proof_draws")),
     "probe": Stage(1, (PROBE, "open"), ("max_rows",)),
-    "collect": Stage(2, ("open", "discover", "probe"), ("batch_rows", "positions", "max_width", "device")),
+    "shard": Stage(1, ("open", "discover", "probe"), COLLECTING, ("shard",)),
+    "collect": Stage(3, ("open", "discover", "probe"), COLLECTING),
     "organize": Stage(1, ("open", "discover", "collect"), ("resolution", "seed")),
     "whatif": Stage(1, ("open", "discover", "probe", "collect"),
                     ("measured_points", "measured_rows", "batch_rows", "device")),
@@ -40,6 +44,8 @@ STAGES: dict[str, Stage] = {
 }
 
 CHAINS: dict[str, tuple[str, ...]] = {
+    "prepare": ("open", "discover", "probe"),
+    "shard": ("open", "discover", "probe", "shard"),
     "inspect": ("open", "discover"),
     "analyze": ("open", "discover", "probe", "collect", "organize", "whatif", "view"),
     "measure": ("open", "discover", "probe", "collect", "whatif", "measure"),
@@ -64,3 +70,26 @@ def stage_addresses(kind: str, model_sha256: str, probe_sha256: str | None, opti
                    [(request or {}).get(field) for field in stage.request]]
         known[name] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return {name: known[name] for name in CHAINS[kind]}
+
+
+def shard_addresses(model_sha256: str, probe_sha256: str | None, options: Mapping[str, Any] | None, shards: int) -> list[str]:
+    """Return the address of what each shard of a probe set gives, in order. Raises as `stage_addresses` does."""
+    return [stage_addresses("shard", model_sha256, probe_sha256, options, {"shard": number})["shard"]
+            for number in range(shards)]
+
+
+def segments(rows: int, batch_rows: int, most: int = MOST_SEGMENTS) -> tuple[int, ...]:
+    """Return the rows (multiples of `batch_rows`) at which the sums of a stream are cut, 0 first.
+
+    They depend on no number of shards, and shards begin at them: so any sharding gives the same statistics.
+    """
+    length = max(SEGMENT_ROWS, -(-rows // most))
+    length = -(-length // batch_rows) * batch_rows
+    return tuple(range(0, max(rows, 1), length))
+
+
+def shard_rows(cuts: Sequence[int], rows: int, shards: int) -> tuple[tuple[int, int], ...]:
+    """Return (first row, end row) of each shard: whole segments, as equal as they can be; no more shards than segments."""
+    shards = min(shards, len(cuts))
+    begins = [cuts[number * len(cuts) // shards] for number in range(shards)]
+    return tuple(zip(begins, [*begins[1:], rows], strict=True))

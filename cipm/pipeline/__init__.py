@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cipm.options import parse_options
-from cipm.pipeline.collecting import collect_statistics
+from cipm.pipeline.collecting import collect_shard, collect_statistics, shard_ranges
 from cipm.pipeline.context import Context, Emit
 from cipm.pipeline.discovery import discover, open_model, read_probe_file
 from cipm.pipeline.exporting import export_order
@@ -22,7 +22,8 @@ from cipm.stages import CHAINS
 __all__ = ["RUN", "prepare", "run_job"]
 
 RUN: dict[str, Callable[[Context, Path], None]] = {
-    "open": open_model, "discover": discover, "probe": read_probe_file, "collect": collect_statistics,
+    "open": open_model, "discover": discover, "probe": read_probe_file, "shard": collect_shard,
+    "collect": collect_statistics,
     "organize": organize, "whatif": whatif, "view": view, "measure": measure, "export": export_order,
 }
 
@@ -52,6 +53,10 @@ def run_job(request: Mapping[str, Any], scratch: Path, emit: Emit) -> dict[str, 
 
 def _result(context: Context) -> dict[str, Any]:
     kind = context.request["kind"]
+    if kind == "prepare":
+        return {"shards": len(shard_ranges(context))}
+    if kind == "shard":
+        return {}
     if kind in ("measure", "export"):
         return context.read(kind, f"{kind}.json")
     return {"groups": len(context.symmetry.groups), "passed": context.symmetry.certificate.passed,

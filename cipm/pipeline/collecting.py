@@ -1,52 +1,93 @@
-"""Stage `collect`: one pass over the probe set gathers the statistics of every tap."""
+"""Stages `collect` and `shard`: as few passes over the probe set as memory allows gather the statistics of every tap."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors.numpy import load_file, save_file
+import torch
 
-from cipm.pipeline.context import Context, batches
-from cipm.statistics import HalfSplit
-from cipm.statistics.collect import collect
+from cipm.pipeline.activity import activation_ranges, class_labels
+from cipm.pipeline.context import Context, batches, fixed_rows
+from cipm.pipeline.stored import Statistics, StoredStatistics, read_pass, write_pass
+from cipm.stages import segments, shard_rows
+from cipm.statistics.collect import Collected, collect
+from cipm.statistics.plan import MIB, CollectionPlan, plan_collection
 from cipm.symmetry import SymmetryGroup, Tap
 from cipm.trace import run
 
-Statistics = Mapping[str, HalfSplit]
+__all__ = ["Statistics", "StoredStatistics", "carried_by", "collect_shard", "collect_statistics", "collection_facts",
+           "collection_plan", "read_statistics", "shard_ranges", "why_not_collected"]
 
 
 def collect_statistics(context: Context, folder: Path) -> None:
-    """Run the probe set once and accumulate the statistics of every tap."""
-    options, checkpoint, probe = context.options, context.checkpoint, context.probe
-    taps = _collected(context)
-    report = context.progress("collect", probe.used_rows, "rows")
-    constants = {key: tensor.to(context.device) for key, tensor in checkpoint.constants.items()}
+    """Gather the statistics of every tap over all rows; shards that the request names are read, the others run here."""
+    plan, ranges = collection_plan(context), shard_ranges(context)
+    stored = {int(number): Path(there) for number, there in context.request.get("shards", {}).items()}
+    here = [rows for number, rows in enumerate(ranges) if number not in stored]
+    count = _Count(context.progress("collect", len(plan.passes) * sum(end - first for first, end in here), "rows"))
 
-    def forward(inputs: Mapping[str, Any], observe: Mapping[str, Any]) -> Any:
-        return run(checkpoint.graph, context.tensors, constants, inputs, observe=observe)
+    def shard(number: int, at: int) -> dict[str, Collected]:
+        if number in stored:
+            return read_pass(stored[number], at)
+        return _collect_rows(context, plan.passes[at].taps, ranges[number], count)
 
-    found = collect(forward, taps, batches(probe, checkpoint, options.batch_rows), positions=options.positions,
-                    progress=report) if taps else {}
-    arrays = {f"{tap.key}/{name}": np.array(array, order="C")
-              for tap, half in found.items() for name, array in half.state().items()}
-    save_file(arrays, folder / "statistics.safetensors")
-    facts = {"taps": [{"value": tap.value, "axis": tap.axis, "samples": half.samples, "rows": half.rows}
-                      for tap, half in found.items()]}
-    (folder / "statistics.json").write_text(json.dumps(facts))
+    facts = []
+    for at in range(len(plan.passes)):
+        found = reduce(_merged, (shard(number, at) for number in range(len(ranges))))
+        facts += write_pass(folder, at, plan.passes[at].taps, found)
+    (folder / "statistics.json").write_text(json.dumps({"taps": facts, **_plan_facts(plan, len(ranges))}))
 
 
-def read_statistics(context: Context) -> Statistics:
-    """Return the statistics of every collected tap by its key."""
-    arrays = load_file(context.folders["collect"] / "statistics.safetensors")
-    found: dict[str, dict[str, np.ndarray]] = {}
-    for name, array in arrays.items():
-        key, part = name.split("/", 1)
-        found.setdefault(key, {})[part] = array
-    return {key: HalfSplit.from_state(state) for key, state in found.items()}
+def collect_shard(context: Context, folder: Path) -> None:
+    """Gather the statistics of every tap over one shard of the rows, the one that the request names."""
+    plan, rows = collection_plan(context), shard_ranges(context)[context.request["shard"]]
+    count = _Count(context.progress("shard", len(plan.passes) * (rows[1] - rows[0]), "rows"))
+    facts = []
+    for at, one in enumerate(plan.passes):
+        facts += write_pass(folder, at, one.taps, _collect_rows(context, one.taps, rows, count))
+    (folder / "statistics.json").write_text(json.dumps({"taps": facts}))
+
+
+def collection_plan(context: Context) -> CollectionPlan:
+    """Return which taps are collected in which pass: those of proved groups no wider than max_width, one for each place."""
+    groups = context.symmetry.groups
+    chosen: dict[str, Tap] = {}
+    for group in groups:
+        if group.proved and group.size <= context.options.max_width and not carried_by(groups, group):
+            for tap in group.taps:
+                chosen.setdefault(tap.key, tap)
+    labels = class_labels(context.probe.labels)
+    classes = 0 if labels is None else int(labels.max()) + 1
+    wide = any(i.dtype == torch.float64 for i in context.checkpoint.graph.inputs)
+    return plan_collection(list(chosen.values()), memory=context.options.statistics_memory * MIB, classes=classes,
+                           itemsize=8 if wide else 4)
+
+
+def shard_ranges(context: Context) -> tuple[tuple[int, int], ...]:
+    """Return (first row, end row) of each shard; no more than the rows allow."""
+    rows, size = _rows(context)
+    return shard_rows(segments(rows, size), rows, context.options.shards)
+
+
+def read_statistics(context: Context) -> StoredStatistics:
+    """Return the statistics of every collected tap by its key; each is read from its file when it is asked for."""
+    return StoredStatistics(context.folders["collect"], context.options.statistics_memory * MIB)
+
+
+def collection_facts(context: Context) -> dict[str, Any]:
+    """Return what was collected, and how: {taps, passes, left_out, budget_bytes, shards, words}, as statistics.json has it."""
+    return context.read("collect", "statistics.json")
+
+
+def why_not_collected(context: Context, group: SymmetryGroup) -> str | None:
+    """Return in words why a tap of the group was left out for want of memory, or None where none was."""
+    keys = {tap.key for tap in group.taps}
+    return next((entry["words"] for entry in collection_facts(context)["left_out"] if entry["key"] in keys), None)
 
 
 def carried_by(groups: tuple[SymmetryGroup, ...], group: SymmetryGroup) -> SymmetryGroup | None:
@@ -58,12 +99,52 @@ def carried_by(groups: tuple[SymmetryGroup, ...], group: SymmetryGroup) -> Symme
     return inner[0] if inner else None
 
 
-def _collected(context: Context) -> list[Tap]:
-    """Return the taps to collect: those of proved groups that fit, one for each place."""
-    groups = context.symmetry.groups
-    chosen: dict[str, Tap] = {}
-    for group in groups:
-        if group.proved and group.size <= context.options.max_width and not carried_by(groups, group):
-            for tap in group.taps:
-                chosen.setdefault(tap.key, tap)
-    return list(chosen.values())
+def _rows(context: Context) -> tuple[int, int]:
+    """Return how many rows are run, and how many in a batch; a model with a fixed batch takes full ones only."""
+    fixed, used = fixed_rows(context.checkpoint), context.probe.used_rows
+    return (used - used % fixed, fixed) if fixed else (used, context.options.batch_rows)
+
+
+def _collect_rows(context: Context, taps: Sequence[Tap], rows: tuple[int, int], count: _Count) -> dict[str, Collected]:
+    """Run some rows once and return what these taps gave, by their keys."""
+    checkpoint, options, probe = context.checkpoint, context.options, context.probe
+    constants = {key: tensor.to(context.device) for key, tensor in checkpoint.constants.items()}
+
+    def forward(inputs: Mapping[str, Any], observe: Mapping[str, Any]) -> Any:
+        return run(checkpoint.graph, context.tensors, constants, inputs, observe=observe)
+
+    total, size = _rows(context)
+    found = collect(forward, taps, batches(probe, checkpoint, options.batch_rows, rows=rows), positions=options.positions,
+                    progress=count.part(), start=(rows[0] // size, rows[0]), cuts=segments(total, size)[1:],
+                    labels=class_labels(probe.labels), ranges=activation_ranges(checkpoint.graph, [t.value for t in taps]))
+    return {tap.key: collected for tap, collected in found.items()}
+
+
+@dataclass
+class _Count:
+    """The rows done over all passes and shards."""
+
+    report: Callable[[int], None]
+    done: int = 0
+
+    def part(self) -> Callable[[int], None]:
+        """Return a function that is told the rows done of the next part."""
+        before = self.done
+
+        def advance(rows: int) -> None:
+            self.done = before + rows
+            self.report(self.done)
+
+        return advance
+
+
+def _merged(one: dict[str, Collected], other: dict[str, Collected]) -> dict[str, Collected]:
+    return {key: one.pop(key).merge(other.pop(key)) for key in list(one)}
+
+
+def _plan_facts(plan: CollectionPlan, shards: int) -> dict[str, Any]:
+    left = [{"key": tap.key, "value": tap.value, "axis": tap.axis, "units": len(tap.index), "bytes": size,
+             "words": f"Its statistics alone need {size / MIB:,.0f} MiB, more than statistics_memory = {plan.memory // MIB}."}
+            for tap, size in plan.left_out]
+    return {"passes": [{"taps": [tap.key for tap in one.taps], "bytes": one.bytes} for one in plan.passes],
+            "left_out": left, "budget_bytes": plan.memory, "shards": shards, "words": plan.words}

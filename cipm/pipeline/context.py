@@ -69,13 +69,22 @@ class Context:
         return lambda done: self.emit({"event": "progress", "stage": stage, "done": done, "total": total, "unit": unit})
 
 
-def batches(probe: Probe, checkpoint: Checkpoint, batch_rows: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield the model's inputs in batches of at most `batch_rows` rows; a model with a fixed batch takes full ones only."""
-    fixed = [i.shape[0] for i in checkpoint.graph.inputs if i.shape and isinstance(i.shape[0], int)]
-    size = fixed[0] if fixed else batch_rows
-    total = probe.used_rows
-    for start in range(0, total - total % size if fixed else total, size):
+def batches(probe: Probe, checkpoint: Checkpoint, batch_rows: int, *,
+            rows: tuple[int, int] | None = None) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield the model's inputs in batches of at most `batch_rows` rows; a model with a fixed batch takes full ones only.
+
+    `rows` (first, end; first a whole number of batches) asks for those rows alone.
+    """
+    fixed = fixed_rows(checkpoint)
+    size = fixed or batch_rows
+    first, total = rows or (0, probe.used_rows)
+    for start in range(first, total - (total - first) % size if fixed else total, size):
         yield {name: tensor[start:min(start + size, total)] for name, tensor in probe.inputs.items()}
+
+
+def fixed_rows(checkpoint: Checkpoint) -> int | None:
+    """Return how many rows a model takes at once, where it takes no other number."""
+    return next((i.shape[0] for i in checkpoint.graph.inputs if i.shape and isinstance(i.shape[0], int)), None)
 
 
 def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:

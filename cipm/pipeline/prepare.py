@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.cluster.hierarchy import linkage
-from scipy.spatial.distance import pdist, squareform
 
-from cipm.modules.louvain import communities
-from cipm.ordering.leaves import leaf_order
-from cipm.statistics import Covariance
+from cipm.ordering.warm import prepare as prepare_orders
+from cipm.statistics import Covariance, Profile
 
 
 def prepare() -> None:
@@ -21,6 +18,6 @@ def prepare() -> None:
     points = generator.normal(size=(8, 2)).astype(np.float32)
     for samples in (points, points.astype(np.float64)):
         Covariance.create(3).update(np.c_[samples, np.zeros(8, samples.dtype)]).correlation()
-    communities(points, 0.1, generator=generator)
-    leaf_order(linkage(points), squareform(pdist(points)))
+        Profile.create(2).update(samples)
+    prepare_orders()
     torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(2, 2),), strict=False)

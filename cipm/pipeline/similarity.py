@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cipm.pipeline.collecting import Statistics, carried_by
+from cipm.pipeline.collecting import carried_by
 from cipm.pipeline.context import Context
+from cipm.pipeline.stored import Statistics
+from cipm.statistics import rv_coefficient
 from cipm.symmetry import SymmetryGroup, Tap
 
 
@@ -39,7 +41,7 @@ def similarity(context: Context, group: SymmetryGroup, statistics: Statistics) -
     index = _unit_index(group, seen)
     if index is None:
         return None
-    whole, even, odd = (_cka(part.covariance(), index) for part in (half.whole, half.even, half.odd))
+    whole, even, odd = (rv_coefficient(part.covariance(), index) for part in (half.whole, half.even, half.odd))
     return Similarity("linear CKA", whole, (even, odd), half.samples, half.rows, ())
 
 
@@ -58,11 +60,3 @@ def _unit_index(group: SymmetryGroup, inner: Tap) -> np.ndarray | None:
     unit_at = np.zeros(inner.index.max() + 1, dtype=np.int64)
     unit_at[inner.index[:, 0]] = np.arange(len(inner.index))
     return unit_at[index]
-
-
-def _cka(covariance: np.ndarray, index: np.ndarray) -> np.ndarray:
-    units, elements = index.shape
-    blocks = covariance[np.ix_(index.ravel(), index.ravel())].reshape(units, elements, units, elements)
-    energy = np.einsum("iajb,iajb->ij", blocks, blocks)
-    scale = np.sqrt(np.maximum(energy.diagonal(), np.finfo(float).tiny))
-    return np.clip(energy / scale[:, None] / scale, 0, 1)

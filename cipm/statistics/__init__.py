@@ -2,7 +2,7 @@
 
 from cipm.statistics.accumulator import Accumulator, accumulate
 from cipm.statistics.activity import RANGES, ActivationRange, Activity
-from cipm.statistics.classes import ClassConditional
+from cipm.statistics.classes import ClassConditional, ClassMeans
 from cipm.statistics.coactivation import CoActivation
 from cipm.statistics.covariance import Covariance, correlation, correlation_from_covariance
 from cipm.statistics.cross import CrossCovariance
@@ -18,13 +18,14 @@ from cipm.statistics.pairs import (
     significant_pairs,
     top_neighbours,
 )
+from cipm.statistics.profile import Profile
 from cipm.statistics.projection import Projection, Range, candidates
 from cipm.statistics.quantiles import Quantiles, Spearman
 from cipm.statistics.running import Interpolated, Running
 from cipm.statistics.rv import rv_coefficient
 
-__all__ = ["RANGES", "Accumulator", "ActivationRange", "Activity", "ClassConditional", "CoActivation", "Covariance",
-           "CrossCovariance", "HalfSplit", "Histogram", "Interpolated", "Means", "Neighbours", "PairCorrelations",
-           "Projection", "Quantiles", "Range", "Running", "SignificantPairs", "Spearman", "accumulate", "candidates",
+__all__ = ["RANGES", "Accumulator", "ActivationRange", "Activity", "ClassConditional", "ClassMeans", "CoActivation",
+           "Covariance", "CrossCovariance", "HalfSplit", "Histogram", "Interpolated", "Means", "Neighbours", "PairCorrelations",
+           "Profile", "Projection", "Quantiles", "Range", "Running", "SignificantPairs", "Spearman", "accumulate", "candidates",
            "correlation", "correlation_from_covariance", "exact_neighbours", "measured_recall", "rv_coefficient",
            "significant_of", "significant_pairs", "top_neighbours"]

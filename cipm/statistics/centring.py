@@ -42,23 +42,30 @@ class Centring:
         self.kind = ("cpu", self.dtype.name)
         self.buffer = np.empty((rows or chunk_rows(units), units), self.dtype)
         self.fill = self.samples = 0
+        self.started = False
         self.first = np.zeros(units)
         self.varies = np.zeros(units, bool)
         self.spread = np.zeros(units)  # sum of squares about the shifts, so far
         self._move(np.zeros(units, self.dtype))
         self._restart()
 
+    def begin(self, samples: int) -> None:
+        """Begin anew after so many samples, of which nothing is known."""
+        self.samples = samples
+
     def resume(self, samples: int, first: np.ndarray, varies: np.ndarray, mean: np.ndarray, spread: np.ndarray) -> None:
         """Go on with a stream of which these are the statistics."""
+        self.started = True
         self.samples, self.first, self.varies, self.spread = samples, first, varies.copy(), spread.copy()
         self._move(np.where(varies, mean, first).astype(self.dtype))
 
     def take(self, x: np.ndarray) -> Iterator[Chunk]:
         """Yield the chunks that x [samples, units] completes. Raises InputError naming a value that is not finite."""
-        if not self.samples and len(x):
+        if not self.started and len(x):
+            self.started = True
             self.first = x[0].astype(np.float64)
             self._move(x[0].astype(self.dtype))
-            refuse_nonfinite(x[:1], 0)
+            refuse_nonfinite(x[:1], self.samples)
         start = 0
         while start < len(x):
             piece = x[start:start + len(self.buffer) - self.fill]

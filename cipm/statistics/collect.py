@@ -10,139 +10,213 @@ import numpy as np
 import torch
 
 from cipm.errors import InputError, ProbeError
+from cipm.statistics.activity import ActivationRange
 from cipm.statistics.covariance import BLOCK_SAMPLES, Covariance
 from cipm.statistics.halves import HalfSplit
+from cipm.statistics.profile import Profile
+from cipm.statistics.sampling import GOLDEN, Layout, Padding, real_samples
 from cipm.symmetry.groups import Tap
 
 Observers = Mapping[str, Callable[[torch.Tensor], None]]
 Forward = Callable[[Mapping[str, torch.Tensor], Observers], Any]
 
 
+@dataclass(frozen=True, eq=False)
+class Collected:
+    """What was collected at one tap.
+
+    `possible` counts the samples that the rows have, `padding` those of them that a mask left out, and
+    `half.samples` those that were kept. `said` is what a person should know of it, in words.
+    """
+
+    half: HalfSplit
+    profile: Profile
+    possible: int
+    padding: int
+    said: tuple[str, ...]
+
+    def merge(self, other: Collected) -> Collected:
+        """Return what both shards of the rows gave."""
+        return Collected(self.half.merge(other.half), self.profile.merge(other.profile), self.possible + other.possible,
+                         self.padding + other.padding, tuple(dict.fromkeys((*self.said, *other.said))))
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """One batch: its number, the number of its first row, how many rows, their labels, and their padding."""
+
+    batch: int
+    first: int
+    count: int
+    labels: np.ndarray | None
+    padding: Padding
+
+
 def collect(forward: Forward, taps: Sequence[Tap], batches: Iterable[Mapping[str, torch.Tensor]], *, positions: int,
-            progress: Callable[[int], None] = lambda rows: None) -> dict[Tap, HalfSplit]:
+            progress: Callable[[int], None] = lambda rows: None, start: tuple[int, int] = (0, 0), cuts: Sequence[int] = (),
+            labels: np.ndarray | None = None, ranges: Mapping[str, ActivationRange] | None = None) -> dict[Tap, Collected]:
     """Return the statistics of each tap over all batches, from one forward pass a batch.
 
     `forward(inputs, observe)` runs the model and calls observe[value](activation) for every tapped value. Axis 0 of an
     activation counts the rows (a tap whose units stand on axis 0 has one row). Every combination of the other
     positions and of the elements of a unit is one sample of the row; of these at most `positions` (0: all) are kept,
-    evenly spaced and the same for every row. Even rows go to one half and odd rows to the other, whatever the batches.
-    `progress(rows)` is called after each batch with the rows done.
+    spread evenly and the same for every row. Where the inputs have an attention mask, samples at masked positions do not
+    count. Even rows go to one half and odd rows to the other, whatever the batches. `progress(rows)` is called after
+    each batch with the rows done.
+
+    `start` is the (batch, row) that the first batch begins with, for a shard of a probe set; at the rows `cuts` sums
+    begin anew, so that shards which begin there merge to the same numbers. `labels` [all rows] are classes (negative:
+    none), `ranges` the values that an activation can take, by the name of the value.
 
     The result is keyed by the taps themselves (by identity; taps of the same value, axis and index share one). Raises
     ProbeError where an activation is not finite, naming the value, row and unit, or where there are no rows.
     """
+    classes = 0 if labels is None else int(labels.max(initial=-1)) + 1
     streams: dict[Any, _Stream] = {}
     by_tap = {tap: streams.setdefault((tap.value, tap.axis, tap.index.shape, tap.index.tobytes()),
-                                      _Stream(tap, positions)) for tap in taps}
-    observe = {value: _fan_out([s for s in streams.values() if s.tap.value == value])
+                                      _Stream(tap, positions, classes, (ranges or {}).get(tap.value, ActivationRange())))
+              for tap in taps}
+    (batch, row), first = start, start[1]
+    here: list[Rows] = []
+    observe = {value: _fan_out([s for s in streams.values() if s.tap.value == value], here)
                for value in dict.fromkeys(tap.value for tap in taps)}
-    done = 0
     for inputs in batches:
-        rows = next(iter(inputs.values())).shape[0]
-        for stream in streams.values():
-            stream.batch_rows = rows
+        count = next(iter(inputs.values())).shape[0]
+        if row in cuts:
+            for stream in streams.values():
+                stream.cut()
+        here[:] = [Rows(batch, row, count, None if labels is None else labels[row:row + count], Padding.of(inputs))]
         with torch.no_grad():
             forward(inputs, observe)
-        done += rows
-        progress(done)
+        batch, row = batch + 1, row + count
+        progress(row - first)
     return {tap: stream.finish() for tap, stream in by_tap.items()}
-
-
-def samples_of(activation: torch.Tensor, axis: int, index: np.ndarray, positions: int) -> torch.Tensor:
-    """Return an activation as [rows, samples per row, units].
-
-    `index` [units, elements] gives each unit's positions on the axis. The samples of a row are its other positions ×
-    the elements of a unit, position by position; at most `positions` of them (0: all), evenly spaced.
-    """
-    if axis % activation.ndim == 0:
-        activation, axis = activation.unsqueeze(0), axis % activation.ndim + 1
-    x = activation.movedim(axis, -1)
-    x = x.reshape(x.shape[0], -1, x.shape[-1])
-    units, elements = index.shape
-    total = x.shape[1] * elements
-    chosen = evenly_spaced(total, positions)
-    place, element = np.divmod(chosen, elements)
-    if elements == 1:
-        x = x if chosen.size == total else x[:, torch.from_numpy(place).to(x.device)]
-        return x if np.array_equal(index[:, 0], np.arange(x.shape[-1])) else x[..., _on(index[:, 0], x)]
-    if x.shape[1] == 1:  # a flattened image: gather whole elements
-        return x[:, 0, _on(index[:, element].T, x)]
-    return x[:, _on(place[:, None], x), _on(index[:, element].T, x)]
-
-
-def evenly_spaced(total: int, wanted: int) -> np.ndarray:
-    """Return `wanted` of the numbers 0 … total − 1, evenly spaced from half a step in (all where wanted is 0)."""
-    if wanted == 0 or wanted >= total:
-        return np.arange(total)
-    return (2 * np.arange(wanted) + 1) * total // (2 * wanted)
 
 
 @dataclass(eq=False)
 class _Stream:
-    """The two accumulators of one tap, and samples not yet added: small batches are added together."""
+    """The accumulators of one tap. Samples on the host are added at once, those on a device together, in large blocks."""
 
     tap: Tap
     positions: int
+    classes: int
+    range: ActivationRange
     halves: list[Covariance] = field(default_factory=list)
-    held: tuple[list[torch.Tensor], list[torch.Tensor]] = field(default_factory=lambda: ([], []))
-    held_samples: int = 0
-    batch_rows: int = 0
+    held: list[list[tuple[torch.Tensor, np.ndarray]]] = field(default_factory=lambda: [[], []])
+    layouts: dict[tuple[int, ...], Layout] = field(default_factory=dict)
     rows: int = 0
-    per_row: int = 1
+    possible: int = 0
+    padding: int = 0
+    said: dict[str, None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.halves = [Covariance.create(len(self.tap.index)) for _ in range(2)]
+        units = len(self.tap.index)
+        self.halves = [Covariance.create(units) for _ in range(2)]
+        self.profile = Profile.create(units, range=self.range, classes=self.classes)
 
-    def add(self, activation: torch.Tensor) -> None:
-        activation, axis = activation.detach(), self.tap.axis % activation.ndim
-        if axis > 0 and activation.shape[0] != self.batch_rows and activation.shape[0] % self.batch_rows == 0:
-            activation, axis = activation.unflatten(0, (self.batch_rows, -1)), axis + 1
-        x = samples_of(activation, axis, self.tap.index, self.positions)
-        self.per_row = x.shape[1]
-        for offset in range(2):
-            half = (self.rows + offset) % 2
-            part = x[offset::2].reshape(-1, x.shape[2])
-            self.held[half].append(part if activation.is_cuda else part.clone())
-        self.rows, self.held_samples = self.rows + x.shape[0], self.held_samples + x.shape[0] * x.shape[1]
-        if self.held_samples >= 2 * BLOCK_SAMPLES:
-            self.flush()
+    def add(self, activation: torch.Tensor, rows: Rows) -> None:
+        """Add the samples of one batch."""
+        x, axis = activation.detach(), self.tap.axis % activation.ndim
+        if axis == 0:
+            x, axis = x.unsqueeze(0), 1
+        elif x.shape[0] != rows.count and x.shape[0] % rows.count == 0:
+            x, axis = x.unflatten(0, (rows.count, -1)), axis + 1
+        layout = self.layouts.setdefault((*x.shape[1:], axis), Layout(tuple(x.shape), axis, self.tap.index, self.positions))
+        theirs = x.shape[0] == rows.count
+        first, labels = (rows.first, rows.labels) if theirs else (rows.batch * x.shape[0], None)
+        mask, why_not = rows.padding.about(tuple(x.shape), axis) if theirs else (None, None)
+        if why_not:
+            self.said[why_not] = None
+        for offset in range(min(2, x.shape[0])):
+            half = (first + offset) % 2
+            part = None if labels is None else labels[offset::2]
+            numbers = np.arange(first + offset, first + x.shape[0], 2)
+            if mask is None or mask.all():
+                self._add(half, layout.of(x[offset::2]), numbers, part)
+            else:
+                self._add_real(half, x[offset::2], mask[offset::2], layout, numbers, part)
+        self.rows, self.possible = self.rows + x.shape[0], self.possible + x.shape[0] * layout.there
 
-    def flush(self) -> None:
-        for half, parts in enumerate(self.held):
-            before = self.halves[half].samples
-            joined = torch.cat(parts) if parts else None
-            try:
-                self.halves[half] = self.halves[half] if joined is None else self.halves[half].update(joined)
-            except InputError as error:
-                raise self._named(error, half, before, joined) from None
-            parts.clear()
-        self.held_samples = 0
+    def cut(self) -> None:
+        """Begin anew: what comes is rounded as in a stream of its own."""
+        self._flush()
+        self.halves = [half.cut() for half in self.halves]
 
-    def finish(self) -> HalfSplit:
+    def finish(self) -> Collected:
         if not self.rows:
             raise ProbeError("The probe set has no rows.", where=self.tap.value)
-        self.flush()
-        return HalfSplit(self.halves[0], self.halves[1], self.rows)
+        self._flush()
+        return Collected(HalfSplit(self.halves[0], self.halves[1], self.rows), self.profile, self.possible, self.padding,
+                         tuple(self.said))
 
-    def _named(self, error: InputError, half: int, before: int, joined: torch.Tensor) -> InputError:
+    def _add(self, half: int, x: torch.Tensor, numbers: np.ndarray, labels: np.ndarray | None) -> None:
+        """Add samples [rows, samples, units] of rows with these numbers."""
+        kept = x.shape[1]
+        self._take(half, x.reshape(-1, x.shape[2]), np.repeat(numbers, kept) if x.is_cuda else (numbers, kept))
+        if kept:
+            single = x[torch.arange(len(x)), torch.from_numpy(_turning(numbers, kept))]
+            means = None if labels is None else (x.mean(dim=1) if kept > 1 else single).double().cpu().numpy()
+            self._describe(half, single, means, labels)
+
+    def _add_real(self, half: int, x: torch.Tensor, mask: np.ndarray, layout: Layout, numbers: np.ndarray,
+                  labels: np.ndarray | None) -> None:
+        """Add the samples at the real positions of the sequences."""
+        self.padding += int((~mask).sum()) * (layout.there // mask.shape[1])
+        row, chosen = real_samples(mask, layout)
+        if not row.size:
+            return
+        samples = layout.at(x, row, chosen)
+        self._take(half, samples, numbers[row])
+        there, begin, count = np.unique(row, return_index=True, return_counts=True)
+        single = samples[torch.from_numpy(begin + _turning(numbers[there], count))]
+        sums = samples.new_zeros((len(there), samples.shape[1]))
+        sums.index_add_(0, torch.from_numpy(np.repeat(np.arange(len(there)), count)).to(samples.device), samples)
+        means = sums.double().cpu().numpy() / count[:, None]
+        self._describe(half, single, means, None if labels is None else labels[there])
+
+    def _describe(self, half: int, single: torch.Tensor, means: np.ndarray | None, labels: np.ndarray | None) -> None:
+        try:
+            self.profile = self.profile.update(single, means, labels)
+        except InputError:
+            self._flush(half)  # which names the row
+            raise
+
+    def _take(self, half: int, x: torch.Tensor, rows: Any) -> None:
+        self.held[half].append((x, rows))
+        if not x.is_cuda or sum(len(part) for part, _ in self.held[half]) >= 2 * BLOCK_SAMPLES:
+            self._flush(half)
+
+    def _flush(self, *halves: int) -> None:
+        for half in halves or (0, 1):
+            parts, self.held[half] = self.held[half], []
+            if parts:
+                x = parts[0][0] if len(parts) == 1 else torch.cat([part for part, _ in parts])
+                try:
+                    self.halves[half] = self.halves[half].update(x)
+                except InputError as error:
+                    raise self._named(error, parts) from None
+
+    def _named(self, error: InputError, parts: list[tuple[torch.Tensor, Any]]) -> InputError:
         """Return the error with the probe row and the tap in its place; any other error as it is."""
-        bad = torch.nonzero(~torch.isfinite(joined))
-        if not len(bad):
-            return error
-        sample, unit = (int(i) for i in bad[0])
-        row = 2 * ((before + sample) // self.per_row) + half
-        value = float(joined[sample, unit])
-        return ProbeError(f"For probe row {row} the activation {self.tap.value} is {value} at unit {unit}; statistics "
-                          "need finite numbers.", where=f"row {row}, {self.tap.value} axis {self.tap.axis}, unit {unit}",
-                          fix="Leave the row out, or look for an overflow in the model.")
+        for x, rows in parts:
+            bad = torch.nonzero(~torch.isfinite(x))
+            if len(bad):
+                sample, unit = (int(i) for i in bad[0])
+                row = int(rows[0][sample // rows[1]] if isinstance(rows, tuple) else rows[sample])
+                return ProbeError(f"For probe row {row} the activation {self.tap.value} is {float(x[sample, unit])} at unit "
+                                  f"{unit}; statistics need finite numbers.",
+                                  where=f"row {row}, {self.tap.value} axis {self.tap.axis}, unit {unit}",
+                                  fix="Leave the row out, or look for an overflow in the model.")
+        return error
 
 
-def _fan_out(streams: list[_Stream]) -> Callable[[torch.Tensor], None]:
+def _turning(rows: np.ndarray, count: int | np.ndarray) -> np.ndarray:
+    """Return for each row one of its `count` samples; which one turns with the number of the row."""
+    return np.floor((rows * GOLDEN) % 1 * count).astype(np.int64)
+
+
+def _fan_out(streams: list[_Stream], here: list[Rows]) -> Callable[[torch.Tensor], None]:
     def observe(activation: torch.Tensor) -> None:
         for stream in streams:
-            stream.add(activation)
+            stream.add(activation, here[0])
     return observe
-
-
-def _on(index: np.ndarray, x: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(index)).to(x.device)

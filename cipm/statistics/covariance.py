@@ -29,7 +29,7 @@ class Covariance:
     Error: correlation within 2e-6 of float64 for float32 samples, also at mean/sd = 10⁴; covariance within 2e-6 · the
     product of the two standard deviations. Merging in any order agrees to 1e-12. Any *sharding* agrees to 1e-12 for
     float64 samples, and for float32 ones where `exact` (products in float64, half the speed); without it other borders
-    change the rounding of the float32 products (about 1e-7). Never NaN.
+    change the rounding of the float32 products (about 1e-7), unless the whole stream was `cut` at them. Never NaN.
 
     Cost: one symmetric rank-k product, samples · units² multiply-adds. Memory beside the samples: 1.2 units² float64
     from 2048 units on (a float64 triangle, a float32 square, a buffer), half of that between updates.
@@ -62,6 +62,16 @@ class Covariance:
         """Return the accumulator of both shards' samples."""
         assert self.units == other.units
         return Covariance(self._live.merged(other._live))
+
+    def cut(self) -> Covariance:
+        """Return the accumulator with a cut here; the receiver is used up.
+
+        What comes after a cut is rounded as in an accumulator of its own, and added in float64. So shards that begin at
+        cuts agree to 1e-12 with the whole stream cut at the same places, for float32 samples too.
+        """
+        scatter, self._scatter = self._live, None
+        scatter.cut()
+        return Covariance(scatter)
 
     def finalise(self) -> np.ndarray:
         """Return the Pearson correlation [units, units] float64; dead units get 0, and 1 on the diagonal."""

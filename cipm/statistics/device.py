@@ -22,11 +22,16 @@ class DeviceCentring:
     """Cuts batches on a device into chunks about their own means; like `Centring`, but holds no sample back."""
 
     def __init__(self, units: int, kind: tuple[str, str]) -> None:
-        self.units, self.kind, self.samples = units, kind, 0
+        self.units, self.kind, self.samples, self.started = units, kind, 0, False
         self.first, self.varies, self.spread = np.zeros(units), np.zeros(units, bool), np.zeros(units)
+
+    def begin(self, samples: int) -> None:
+        """Begin anew after so many samples, of which nothing is known."""
+        self.samples = samples
 
     def resume(self, samples: int, first: np.ndarray, varies: np.ndarray, mean: np.ndarray, spread: np.ndarray) -> None:
         """Go on with a stream of which these are the statistics."""
+        self.started = True
         self.samples, self.first, self.varies, self.spread = samples, first, varies.copy(), spread.copy()
 
     def take(self, x: Any) -> Iterator[Chunk]:
@@ -40,8 +45,8 @@ class DeviceCentring:
         return iter(())
 
     def _chunk(self, piece: Any) -> Chunk:
-        if not self.samples:
-            self.first = _host(piece[0])
+        if not self.started:
+            self.first, self.started = _host(piece[0]), True
         first = piece.new_tensor(self.first)
         varied = _host((piece != first).any(dim=0))
         shift = piece.mean(dim=0).where(piece.new_tensor(varied).bool(), first)

@@ -7,6 +7,7 @@ from typing import Any, final
 
 import numpy as np
 
+from cipm.compiled import compiled
 from cipm.statistics.samples import finite_samples, need_samples
 
 SMALLEST = -1000  # no bin is narrower than 2 to this
@@ -43,15 +44,13 @@ class Histogram:
 
     def update(self, batch: Any) -> Histogram:
         """Return the accumulator with these samples [samples, units] added."""
-        x = finite_samples(batch, self.low.size, self.samples).astype(np.float64)
+        x = np.ascontiguousarray(finite_samples(batch, self.low.size, self.samples))
         if not len(x):
             return self
         wider = self._over(np.minimum(self.low, x.min(axis=0)), np.maximum(self.high, x.max(axis=0)))
-        units, bins = self.counts.shape
-        place = np.floor(np.ldexp(x, -wider.exponent)).astype(np.int64) - wider.start
-        flat = place + bins * np.arange(units)
-        counts = np.bincount(flat.ravel(), minlength=units * bins).reshape(units, bins)
-        return Histogram(self.samples + len(x), wider.exponent, wider.start, wider.counts + counts, wider.low, wider.high)
+        counts = wider.counts.copy()
+        _count(x, np.ldexp(1.0, -wider.exponent), wider.start, counts)
+        return Histogram(self.samples + len(x), wider.exponent, wider.start, counts, wider.low, wider.high)
 
     def merge(self, other: Histogram) -> Histogram:
         """Return the accumulator of both shards' samples."""
@@ -68,6 +67,16 @@ class Histogram:
         edges = self.start[:, None] + np.arange(self.counts.shape[1] + 1)
         return np.ldexp(edges.astype(np.float64), self.exponent[:, None]), self.counts
 
+    def quantile(self, share: float) -> np.ndarray:
+        """Return the value [units] below which this share of the samples lies, even within a bin."""
+        edges, counts = self.finalise()
+        below = np.cumsum(counts, axis=1)
+        at = np.argmax(below >= share * self.samples, axis=1)[:, None]
+        inside, before = (np.take_along_axis(a, at, axis=1)[:, 0] for a in (counts, below - counts))
+        left, right = (np.take_along_axis(edges, at + step, axis=1)[:, 0] for step in (0, 1))
+        part = np.clip((share * self.samples - before) / np.maximum(inside, 1), 0, 1)
+        return np.clip(left + (right - left) * part, self.low, self.high)
+
     def _over(self, low: np.ndarray, high: np.ndarray) -> Histogram:
         """Return the same histogram in the bins for a range that contains its own."""
         exponent = _exponent(low, high, self.counts.shape[1])
@@ -81,6 +90,16 @@ class Histogram:
         filled = self.counts > 0
         np.add.at(counts, (np.nonzero(filled)[0], place[filled]), self.counts[filled])
         return Histogram(self.samples, exponent, start, counts, low, high)
+
+
+@compiled
+def _count(x, scale, start, counts):
+    """Count each value of x [samples, units] in its bin."""
+    last = counts.shape[1] - 1
+    for row in range(x.shape[0]):
+        for unit in range(x.shape[1]):
+            place = int(np.floor(x[row, unit] * scale[unit])) - start[unit]
+            counts[unit, min(max(place, 0), last)] += 1
 
 
 def _exponent(low: np.ndarray, high: np.ndarray, bins: int) -> np.ndarray:

@@ -43,6 +43,7 @@ class Scatter:
     _centring: Any = None
     _products: Any = None
     _runs: list[_Run] = field(default_factory=list)
+    _cut: bool = False
 
     @classmethod
     def create(cls, units: int, *, exact: bool, spend: bool = False) -> Scatter:
@@ -66,10 +67,15 @@ class Scatter:
         if self._centring is not None:
             for chunk in self._centring.drain():
                 self._add(chunk)
-            self.first, self.varies = self._centring.first, self._centring.varies
+            self._notice(self._centring.first, self._centring.varies)
         self._flush(keep=False)
         self._centring = self._products = None
         return self
+
+    def cut(self) -> None:
+        """Begin anew: what comes is rounded as if nothing had come before, and is added in float64."""
+        self.settle()
+        self._cut = self.samples > 0
 
     @property
     def seen(self) -> int:
@@ -104,8 +110,17 @@ class Scatter:
         else:
             spare = None if self.memory is None else self.memory[len(self.triangle):]
             self._centring, self._products = Centring(self.units, x.dtype), Products(self.units, x.dtype, spare)
-        if self.samples:
+        if self._cut:
+            self._centring.begin(self.samples)
+        elif self.samples:
             self._centring.resume(self.samples, self.first, self.varies, self.mean, diagonal(self.triangle, self.units))
+
+    def _notice(self, first: np.ndarray, varies: np.ndarray) -> None:
+        """Take in which units varied since the stream began, or since the cut."""
+        if self._cut:
+            self.varies, self._cut = self.varies | varies | (self.first != first), False
+        else:
+            self.first, self.varies = first, varies
 
     def _add(self, chunk: Chunk) -> None:
         self._products.add(chunk.values) if chunk.narrow else self._products.add_wide(chunk.values, self.triangle)

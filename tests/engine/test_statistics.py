@@ -1,19 +1,16 @@
-"""Covariance and correlation against numpy in float64, the noise edge, and collection with real torch modules."""
+"""Covariance and correlation against numpy in float64, and the noise edge."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from cipm.errors import InputError, ProbeError
+from cipm.errors import InputError
 from cipm.modules import effective_dimension
 from cipm.statistics import Covariance, HalfSplit, correlation
-from cipm.statistics.collect import collect, evenly_spaced, samples_of
 from cipm.statistics.covariance import BLOCK_SAMPLES
 from cipm.statistics.spectrum import denoise, isolated, spectral_edge
-from cipm.symmetry.groups import Tap
 
 
 def draw(samples: int, units: int, mean: float = 0.0, dtype=np.float32, seed: int = 0) -> np.ndarray:
@@ -169,119 +166,3 @@ def test_effective_dimension_of_known_spectra():
     assert (found.spectral_edge, found.variance_95) == (2, 2) and 1 < found.participation_ratio <= 2
     assert effective_dimension(np.eye(5), 100).spectral_edge == 0
     assert isolated(c).tolist() == [False] * 20 + [True]
-
-
-# --- collection ---------------------------------------------------------------------------------------------------
-
-
-class Net(nn.Module):
-    """A convolution, a pool and two linear layers, with its activations handed to observers by name."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.fc1, self.fc2 = nn.Conv2d(1, 6, 3), nn.Linear(6 * 9, 7), nn.Linear(7, 3)
-
-    def forward(self, x, observe=None):
-        shown = {"conv": torch.relu(self.conv(x))}
-        shown["flat"] = nn.functional.max_pool2d(shown["conv"], 2).flatten(1)
-        shown["hidden"] = torch.tanh(self.fc1(shown["flat"]))
-        for name, value in shown.items():
-            if observe and name in observe:
-                observe[name](value)
-        return shown
-
-
-def forward(net):
-    return lambda inputs, observe: net(inputs["x"], observe)
-
-
-def channels(value: str, axis: int, units: int, elements: int = 1) -> Tap:
-    return Tap(value, axis, np.arange(units * elements).reshape(units, elements), ())
-
-
-@pytest.fixture
-def net():
-    torch.manual_seed(0)
-    return Net().eval()
-
-
-def test_collect_equals_statistics_of_the_whole_activation(net):
-    x = torch.randn(101, 1, 8, 8)
-    taps = [channels("conv", 1, 6), channels("flat", 1, 6, 9), channels("hidden", 1, 7)]
-    seen = []
-    found = collect(forward(net), taps, [{"x": part} for part in x.split(17)], positions=0, progress=seen.append)
-    shown = {name: value.detach().double().numpy() for name, value in net(x).items()}
-    direct = [np.moveaxis(shown["conv"], 1, -1).reshape(-1, 6),
-              shown["flat"].reshape(-1, 6, 9).transpose(0, 2, 1).reshape(-1, 6), shown["hidden"]]
-    for tap, samples in zip(taps, direct, strict=True):
-        split = found[tap]
-        assert split.rows == 101 and split.samples == len(samples)
-        np.testing.assert_allclose(split.whole.correlation(), np.corrcoef(samples.T), atol=2e-6)
-        np.testing.assert_allclose(split.whole.mean, samples.mean(axis=0), atol=1e-6)
-    assert seen[-1] == 101 and seen == sorted(seen)
-
-
-@pytest.mark.parametrize("batch", [1, 7, 50, 101])
-def test_halves_are_even_and_odd_rows_whatever_the_batches(net, batch):
-    x = torch.randn(101, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    tap = channels("hidden", 1, 7)
-    split = collect(forward(net), [tap], [{"x": part} for part in x.split(batch)], positions=0)[tap]
-    hidden = net(x)["hidden"].detach().double().numpy()
-    assert (split.even.samples, split.odd.samples) == (51, 50)
-    np.testing.assert_allclose(split.even.correlation(), np.corrcoef(hidden[::2].T), atol=2e-6)
-    np.testing.assert_allclose(split.odd.correlation(), np.corrcoef(hidden[1::2].T), atol=2e-6)
-
-
-def test_positions_are_sampled_evenly_and_counted(net):
-    x = torch.randn(20, 1, 8, 8)
-    tap = channels("conv", 1, 6)
-    split = collect(forward(net), [tap], [{"x": x}], positions=5)[tap]
-    samples = np.moveaxis(net(x)["conv"].detach().double().numpy(), 1, -1).reshape(20, 36, 6)[:, evenly_spaced(36, 5)]
-    assert split.samples == 100 and split.rows == 20
-    np.testing.assert_allclose(split.whole.correlation(), np.corrcoef(samples.reshape(-1, 6).T), atol=2e-6)
-
-
-def test_evenly_spaced_is_distinct_in_range_and_centred():
-    assert evenly_spaced(10, 0).tolist() == evenly_spaced(10, 10).tolist() == evenly_spaced(10, 99).tolist()
-    for total, wanted in [(10, 3), (64, 63), (1000, 7)]:
-        chosen = evenly_spaced(total, wanted)
-        assert len(set(chosen)) == wanted and 0 <= chosen.min() and chosen.max() < total
-        assert abs(chosen.mean() - (total - 1) / 2) <= 0.5
-
-
-def test_samples_of_elements_and_axes():
-    x = torch.arange(2 * 3 * 4.0).reshape(2, 3, 4)
-    index = np.array([[0, 2], [1, 3]])  # two units of two elements on the last axis
-    expected = [[[x[r, p, index[u, e]] for u in range(2)] for p in range(3) for e in range(2)] for r in range(2)]
-    assert torch.equal(samples_of(x, 2, index, 0), torch.tensor(expected))
-    assert samples_of(x, -1, index, 4).shape == (2, 4, 2)
-    assert torch.equal(samples_of(x[0], 0, np.array([[2], [0]]), 0), x[0][[2, 0]].T[None])
-
-
-def test_rows_merged_with_positions_are_told_apart():
-    """A value of shape [rows × positions, units] belongs to its rows."""
-    x, tap = torch.randn(9, 5, 4), channels("v", 1, 4)
-    split = collect(lambda inputs, observe: observe["v"](inputs["x"].flatten(0, 1)), [tap], [{"x": x}], positions=0)[tap]
-    assert split.rows == 9 and split.even.samples == 25
-    np.testing.assert_allclose(split.even.correlation(), np.corrcoef(x[::2].flatten(0, 1).double().numpy().T), atol=2e-6)
-
-
-def test_nested_taps_of_one_value_do_not_collide(net):
-    x = torch.randn(30, 1, 8, 8)
-    coarse, fine, same = channels("flat", 1, 6, 9), channels("flat", 1, 54), channels("flat", 1, 54)
-    found = collect(forward(net), [coarse, fine, same], [{"x": x}], positions=0)
-    assert found[coarse].whole.units == 6 and found[fine].whole.units == 54 and found[same] is not found[coarse]
-    assert np.array_equal(found[fine].whole.covariance(), found[same].whole.covariance())
-
-
-def test_nonfinite_activation_names_row_and_value(net):
-    x = torch.randn(40, 1, 8, 8)
-    x[33, 0, 4, 4] = float("inf")
-    with pytest.raises(ProbeError, match="probe row 33 the activation conv is") as caught:
-        collect(forward(net), [channels("conv", 1, 6)], [{"x": part} for part in x.split(16)], positions=0)
-    assert "row 33" in caught.value.where
-
-
-def test_no_rows_are_refused(net):
-    with pytest.raises(ProbeError, match="no rows"):
-        collect(forward(net), [channels("conv", 1, 6)], [], positions=0)

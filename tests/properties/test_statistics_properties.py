@@ -16,12 +16,16 @@ from cipm.statistics import (
     RANGES,
     Activity,
     ClassConditional,
+    ClassMeans,
     CoActivation,
     Covariance,
     CrossCovariance,
     Histogram,
     Means,
+    PairCorrelations,
+    Profile,
     Quantiles,
+    Running,
     Spearman,
     correlation,
 )
@@ -117,6 +121,46 @@ def test_means_classes_and_two_groups_merge_to_the_same_however_sharded(case, se
     other = merged(lambda: ClassConditional.create(units, 3), list(zip(shards, cut, strict=True)), order)
     close(other.means, one.means)
     assert np.array_equal(other.counts, one.counts)
+    one = ClassMeans.create(units, 3).update(x, labels)
+    other = merged(lambda: ClassMeans.create(units, 3), list(zip(shards, cut, strict=True)), order)
+    close(other.means, one.means)
+    close(other.within, one.within)
+    close(other.selectivity(), one.selectivity())
+
+
+@given(sharded(), st.integers(0, 2**32 - 1))
+@settings(max_examples=40, deadline=None)
+def test_profiles_and_tracking_merge_to_the_same_however_sharded(case, seed):
+    x, shards, order = case
+    x, shards = x - x.mean(axis=0).round(), [s - x.mean(axis=0).round() for s in shards]
+    units, labels = x.shape[1], np.random.default_rng(seed).integers(-1, 3, len(x))
+    cut = np.split(labels, np.cumsum([len(s) for s in shards])[:-1])
+    whole = Profile.create(units, range=RANGES["tanh"], classes=3).update(x, x, labels)
+    parts = merged(lambda: Profile.create(units, range=RANGES["tanh"], classes=3), list(zip(shards, shards, cut, strict=True)),
+                   order)
+    for name, array in Profile.from_state(parts.state()).state().items():
+        if name != "activity/first":  # of whichever shard came first
+            close(array, whole.state()[name])
+    chosen = np.tile(np.arange(units), (units, 1))
+    one = PairCorrelations.create(chosen).update(x)
+    close(merged(lambda: PairCorrelations.create(chosen), [(s,) for s in shards], order).finalise(), one.finalise())
+    one = Running.create(units, decay=0.9).update(x)
+    close(merged(lambda: Running.create(units, decay=0.9), [(s,) for s in shards], order).finalise(), one.finalise())
+
+
+@given(sharded())
+@settings(max_examples=60, deadline=None)
+def test_float32_shards_that_begin_at_cuts_give_the_whole_in_any_order(case):
+    _, shards, order = case
+    shards = [shard.astype(np.float32) for shard in shards]
+    whole = Covariance.create(shards[0].shape[1])
+    for shard in shards:
+        whole = whole.cut().update(shard)
+    parts = reduce(Covariance.merge, [accumulated([shards[i]])[0] for i in order])
+    assert (whole.samples, whole.dead.tolist()) == (parts.samples, parts.dead.tolist())
+    scale = np.sqrt(np.outer(whole.variance, whole.variance)) + 1e-300
+    slack = 1e-12 + 1e-15 * np.abs(whole.mean).max() / max(np.sqrt(whole.variance[whole.varies].min(initial=1)), 1e-3)
+    assert (np.abs(whole.covariance() - parts.covariance()) / scale)[np.ix_(whole.varies, whole.varies)].max(initial=0) <= slack
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(20, 900), st.data())
