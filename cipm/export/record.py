@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,11 +46,21 @@ def make_record(plan: Plan, certificate: Mapping[str, Any] | None, source_sha256
             **({"form": form.to_json()} if form else {})}
 
 
+def pruned_record(keep: Mapping[str, Sequence[int]], notes: Sequence[str], certificate: Mapping[str, Any],
+                  source_sha256: str, details: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the JSON-ready record of a pruned model: the units kept of every group that lost some."""
+    pruned = {"keep": {name: list(units) for name, units in keep.items()}, "notes": list(notes), **details}
+    return make_record(Plan({}, {}), certificate, source_sha256, None) | {"pruned": pruned}
+
+
 def undoing(record: Mapping[str, Any], metas: Mapping[str, torch.Tensor]) -> Rescaling | None:
     """Return what undoes the form of a record, for tensors of these shapes; None where it had none.
 
-    Raises Conflict where the form cannot be undone, CorruptFile where the record is damaged.
+    Raises Conflict where the form cannot be undone or the model was pruned, CorruptFile where the record is damaged.
     """
+    if record.get("pruned") is not None:
+        raise Conflict("The model was pruned: what was removed is not in the file.", where=NAME,
+                       fix="Keep the file it was made from.")
     form = record.get("form")
     if form is None:
         return None

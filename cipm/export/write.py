@@ -54,13 +54,13 @@ def _planned(checkpoint: Checkpoint, plan: Plan) -> Mapping[str, torch.Tensor]:
 
 
 def _write(checkpoint: Checkpoint, source: Path, tensors: Mapping[str, torch.Tensor], record: str | None, out: Path) -> Path:
-    with _whole(out) as temporary:
+    with whole(out) as temporary:
         WRITERS[checkpoint.format](checkpoint, tensors, source, record, temporary)
     return out
 
 
 @contextmanager
-def _whole(out: Path) -> Iterator[Path]:
+def whole(out: Path) -> Iterator[Path]:
     """Give a path to write to, and move it to `out` at once when all went well; leave nothing behind otherwise."""
     if out.is_dir():
         raise Conflict(f"The folder {out.name!r} exists already.", where=out.name, fix="Choose another name.")

@@ -2,5 +2,6 @@
 
 from cipm.pruning.elimination import Curve, default_ridge, elimination_curve
 from cipm.pruning.refit import calibrate, reconstruction
+from cipm.pruning.shrink import Shrunk, masked, shrink
 
-__all__ = ["Curve", "calibrate", "default_ridge", "elimination_curve", "reconstruction"]
+__all__ = ["Curve", "Shrunk", "calibrate", "default_ridge", "elimination_curve", "masked", "reconstruction", "shrink"]

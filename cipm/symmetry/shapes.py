@@ -45,16 +45,24 @@ def observe(checkpoint: Checkpoint, inputs: Mapping[str, torch.Tensor]) -> Obser
     contents: dict[str, Any] = {name: checkpoint.constants[key] for name, key in graph.constants.items()}
     metas |= {name: _to_meta(value) for name, value in contents.items()}
     for node in graph.nodes:
-        if any(name in varying for name in node.refs()):
-            value = _on_meta(node, metas, contents)
-            if _is_tensor(value):
-                varying.add(node.name)
-        else:
-            value = _for_real(node, contents)
-        if node.name not in varying:
-            contents[node.name] = value
-        metas[node.name] = _to_meta(value)
+        observe_node(node, metas, contents, varying)
     return Observed(metas, contents)
+
+
+def observe_node(node: Node, metas: dict[str, Any], contents: dict[str, Any], varying: set[str]) -> None:
+    """Add the value of one node to what is known of those before it; `varying` are the tensors that depend on inputs.
+
+    Raises UnsupportedModel where the op does not fit its operands.
+    """
+    if any(name in varying for name in node.refs()):
+        value = _on_meta(node, metas, contents)
+        if _is_tensor(value):
+            varying.add(node.name)
+    else:
+        value = _for_real(node, contents)
+    if node.name not in varying:
+        contents[node.name] = value
+    metas[node.name] = _to_meta(value)
 
 
 def _on_meta(node: Node, metas: Mapping[str, Any], contents: Mapping[str, Any]) -> Any:

@@ -1,0 +1,186 @@
+"""A smaller model: stored tensors without the units that go, and a graph whose constants say so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from cipm.errors import UnsupportedModel
+from cipm.load.checkpoint import Checkpoint, LazyTensors, metas_of
+from cipm.pruning.kept import Keep, Kept, what_stays
+from cipm.pruning.rewrites import CHOICES, find_rewrite
+from cipm.pruning.step import Smaller, rewritten
+from cipm.rules import bind, find_rule
+from cipm.symmetry import TOLERANCE, Symmetry, compare, example_inputs
+from cipm.symmetry.shapes import observe
+from cipm.symmetry.walk import walk
+from cipm.trace import Graph, Node, Ref, run
+
+Intervene = Mapping[str, Callable[[torch.Tensor], torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """A smaller model with what was done: the units kept by group (those that lost any), and the measured proof.
+
+    `max_abs` and `max_rel` are the differences of its outputs from those of the masked model, in float64 on `rows` random
+    rows; relative to the largest output of the same sample. `notes` say in words what was changed beside sizes.
+    """
+
+    checkpoint: Checkpoint
+    keep: Mapping[str, tuple[int, ...]]
+    max_abs: float
+    max_rel: float
+    rows: int
+    notes: tuple[str, ...]
+
+
+def shrink(checkpoint: Checkpoint, symmetry: Symmetry, keep: Keep, *, locked: Collection[str] = (), seed: int = 0) -> Shrunk:
+    """Return the model with these units of these groups alone; groups that are not named stay whole.
+
+    What the others computed stays the same, as if the units that go were zero wherever they stand (and left out wherever
+    units are ranked or weighed against each other: experts behind a router); this is measured. Where all units of all groups
+    stay, the checkpoint itself comes back.
+
+    Raises OptionError where `keep` names no such group or unit, leaves a group or a block of one without units, touches a
+    `locked` group, or keeps uneven blocks where the graph needs even ones; UnsupportedModel, naming op, node and groups,
+    where a group cannot be made smaller in this graph.
+    Cost: the walk of discovery, and one forward pass of both models in float64 on few rows. Memory: as one of them.
+    """
+    inputs = example_inputs(checkpoint, generator=torch.Generator().manual_seed(seed))
+    kept = what_stays(checkpoint, symmetry, keep, walk(checkpoint, inputs), locked=locked)
+    if not kept.removed:
+        return Shrunk(checkpoint, {}, 0.0, 0.0, 0, ())
+    smaller = _rewrite(checkpoint, symmetry, kept, inputs)
+    made = _smaller_checkpoint(checkpoint, kept, smaller)
+    reference = run(checkpoint.graph, _zeroed(checkpoint, kept), checkpoint.constants, inputs, dtype=torch.float64,
+                    intervene=_left_out(checkpoint.graph, kept))
+    max_abs, max_rel = compare(reference, run(made.graph, made.tensors, made.constants, inputs, dtype=torch.float64))
+    if max_rel > TOLERANCE:
+        names = ", ".join(kept.removed)
+        raise UnsupportedModel(f"The model without the units that go of {names} differs from the masked one by {max_rel:.1e}: "
+                               "these groups cannot be made smaller in this graph, only masked.", where=names)
+    chosen = {name: tuple(np.setdiff1d(np.arange(symmetry.group(name).size), units).tolist())
+              for name, units in kept.removed.items()}
+    return Shrunk(made, chosen, max_abs, max_rel, next(iter(inputs.values())).shape[0], tuple(smaller.notes))
+
+
+def masked(checkpoint: Checkpoint, symmetry: Symmetry, keep: Keep, *, seed: int = 0) -> tuple[Checkpoint, Intervene]:
+    """Return the whole model with zeros wherever the units that go are stored, and what to put in the place of values as it
+    runs: −∞ for their scores where units are weighed against each other. The reference of `shrink`."""
+    inputs = example_inputs(checkpoint, generator=torch.Generator().manual_seed(seed))
+    kept = what_stays(checkpoint, symmetry, keep, walk(checkpoint, inputs))
+    return checkpoint.with_tensors(_zeroed(checkpoint, kept)), _left_out(checkpoint.graph, kept)
+
+
+def _rewrite(checkpoint: Checkpoint, symmetry: Symmetry, kept: Kept, inputs: Mapping[str, torch.Tensor]) -> Smaller:
+    """Return the graph with all constants rewritten, its values observed on the meta device."""
+    graph = checkpoint.graph
+    metas: dict[str, Any] = {name: _cut(checkpoint.meta(key), kept, key) for name, key in graph.tensors.items()}
+    metas |= {i.name: inputs[i.name].to("meta") for i in graph.inputs}
+    varying = set(metas)
+    contents: dict[str, Any] = {name: checkpoint.constants[key] for name, key in graph.constants.items()}
+    metas |= {name: value.to("meta") for name, value in contents.items()}
+    smaller = Smaller(kept, observe(checkpoint, inputs), _driven(graph), symmetry.carried, metas, contents, varying)
+    for node in graph.nodes:
+        if node.op != "getitem" and _touched(node, smaller):
+            rewritten(node, smaller, find_rewrite(node.op))
+        else:
+            smaller.add(node)
+    _check_outputs(graph, smaller)
+    return smaller
+
+
+def _touched(node: Node, smaller: Smaller) -> bool:
+    """Tell whether a removed unit stands on what a node makes, or what it reads has another shape than it had."""
+    now, before = smaller.metas, smaller.before.metas
+    return any(smaller.kept.touches(name) for name in (node.name, *node.refs())) or any(
+        getattr(now[name], "shape", None) != getattr(before[name], "shape", None) for name in node.refs())
+
+
+def _check_outputs(graph: Graph, smaller: Smaller) -> None:
+    for ref in graph.outputs:
+        assert ref is None or smaller.metas[ref.name].shape == smaller.before.metas[ref.name].shape, ref
+
+
+def _driven(graph: Graph) -> frozenset[str]:
+    """Return the values that depend on the model's inputs."""
+    driven = {i.name for i in graph.inputs}
+    for node in graph.nodes:
+        if any(name in driven for name in node.refs()):
+            driven.add(node.name)
+    return frozenset(driven)
+
+
+def _smaller_checkpoint(checkpoint: Checkpoint, kept: Kept, smaller: Smaller) -> Checkpoint:
+    graph = checkpoint.graph
+    constants = dict(checkpoint.constants) | smaller.constants
+    named = dict(graph.constants) | {key: key for key in smaller.constants}
+    read = {name for node in smaller.nodes for name in node.refs()} | {ref.name for ref in graph.outputs if ref is not None}
+    made = replace(graph, nodes=tuple(smaller.nodes), constants={name: key for name, key in named.items() if name in read})
+    return replace(checkpoint, graph=made, constants={key: constants[key] for key in made.constants.values()},
+                   tensors=_each(checkpoint, lambda key, tensor: _cut(tensor, kept, key)))
+
+
+def _zeroed(checkpoint: Checkpoint, kept: Kept) -> Mapping[str, torch.Tensor]:
+    return _each(checkpoint, lambda key, tensor: _zeros(tensor, kept, key))
+
+
+def _each(checkpoint: Checkpoint, change: Callable[[str, torch.Tensor], torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Return the tensors with a change applied to each, when it is asked for where they are read lazily."""
+    tensors = checkpoint.tensors
+    if not isinstance(tensors, LazyTensors):
+        return {key: change(key, tensor) for key, tensor in tensors.items()}
+    metas = {key: change(key, meta) for key, meta in metas_of(tensors).items()}
+    return LazyTensors(metas, lambda key: change(key, tensors[key]))
+
+
+def _cut(tensor: torch.Tensor, kept: Kept, key: str) -> torch.Tensor:
+    """Return a stored tensor with the positions that stay, on the meta device too."""
+    for axis in range(tensor.ndim):
+        positions = kept.stored(key, axis)
+        if positions is not None:
+            tensor = tensor.index_select(axis, torch.from_numpy(positions).to(tensor.device))
+    return tensor
+
+
+def _zeros(tensor: torch.Tensor, kept: Kept, key: str) -> torch.Tensor:
+    for axis in range(tensor.ndim):
+        positions = kept.stored(key, axis)
+        if positions is not None and tensor.device.type != "meta":
+            gone = torch.from_numpy(np.setdiff1d(np.arange(tensor.shape[axis]), positions))
+            tensor = tensor.index_fill(axis, gone, 0)
+    return tensor
+
+
+def _left_out(graph: Graph, kept: Kept) -> Intervene:
+    """Return what makes scores −∞ for the units that go, before the first op that weighs or ranks them."""
+    found: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
+    weighed: set[str] = set()
+    for node in graph.nodes:
+        if any(name in weighed for name in node.refs()):
+            weighed.add(node.name)
+        elif find_rule(node.op) in CHOICES:
+            value = node.args[0].name
+            mask = _staying(node, kept)
+            if mask is not None:
+                found[value] = _without(torch.from_numpy(~mask))
+                weighed.add(node.name)
+    return found
+
+
+def _staying(node: Node, kept: Kept) -> np.ndarray | None:
+    """Return which units stay along the axis of a choice, laid out as its scores; None where all do."""
+    value = kept.values.get(node.args[0].name)
+    if value is None or not value.shape:
+        return None
+    dim = bind(node, {name: Ref(name) for name in node.refs()}).get("dim")
+    return kept.mask(value.name, (-1 if dim is None else dim) % len(value.shape))
+
+
+def _without(gone: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda scores: scores.masked_fill(gone, -torch.inf)
