@@ -43,7 +43,7 @@ class Axis:
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """The tensors that groups touch, as bits (uint64), with their axes."""
+    """The tensors that groups touch, as bits (unsigned integers), with their axes."""
 
     groups: tuple[SymmetryGroup, ...]
     bits: Mapping[str, np.ndarray]
@@ -64,19 +64,23 @@ def network(symmetry: Symmetry, tensors: Mapping[str, torch.Tensor]) -> Network:
 
 
 def _axis(symmetry: Symmetry, tensor: str, axis: int, length: int) -> Axis:
-    """Return one axis; where groups are nested, only the innermost one's element number marks a position."""
-    fixed = mix(np.arange(length, dtype=np.uint64) ^ _salt("fixed"))
-    taken, cover = np.zeros(length, dtype=bool), []
-    for group in symmetry.groups:  # inner levels first
-        for number, place in enumerate(p for p in group.places if (p.tensor, p.axis) == (tensor, axis)):
-            units, elements = place.index.shape
-            positions = place.index.ravel()
-            element = np.tile(np.arange(elements, dtype=np.uint64), units)
-            free = ~taken[positions]
-            fixed[positions[free]] = mix(element[free] ^ _salt(f"{group.name}/{number}"))
-            taken[positions] = True
-            cover.append((group.name, np.repeat(np.arange(units), elements), positions))
-    return Axis(fixed, tuple(cover))
+    """Return one axis. What no permutation changes of a position is which positions it can be moved to: its orbit."""
+    moves = [(group, place.index) for group in symmetry.groups for place in group.places
+             if (place.tensor, place.axis) == (tensor, axis)]
+    cover = tuple((group.name, np.repeat(np.arange(group.size), index.shape[1]), index.ravel()) for group, index in moves)
+    return Axis(mix(_orbits(length, moves) ^ _salt("fixed")), cover)
+
+
+def _orbits(length: int, moves: list[tuple[SymmetryGroup, np.ndarray]]) -> np.ndarray:
+    """Return [length] uint64 the least position of each one's orbit under the groups that move positions of an axis."""
+    orbits = np.arange(length, dtype=np.uint64)
+    while True:
+        before = orbits.copy()
+        for group, index in moves:
+            same = index.reshape(group.blocks, -1, index.shape[1])
+            orbits[same] = orbits[same].min(axis=1, keepdims=True)
+        if np.array_equal(orbits, before):
+            return orbits
 
 
 def first_colours(groups: tuple[SymmetryGroup, ...]) -> Colours:
@@ -88,16 +92,20 @@ def first_colours(groups: tuple[SymmetryGroup, ...]) -> Colours:
             for g in groups}
 
 
-def refine(net: Network, colours: Colours) -> Colours:
-    """Return the coarsest colours that refinement cannot split further, at least as fine as those given."""
-    colours = dict(colours)
+def refine(net: Network, colours: Colours) -> tuple[Colours, int]:
+    """Return the coarsest colours that refinement cannot split further, at least as fine as those given, and its cost.
+
+    The cost is the number of entries hashed.
+    """
+    colours, cost = dict(colours), 0
     while True:
         pending = {g.name for g in net.groups if distinct(colours[g.name]) < g.size}
         if not pending:
-            return colours
+            return colours, cost
         fresh = _step(net, colours, pending)
+        cost += sum(net.bits[key].size for key in net.touching(pending))
         if all(distinct(fresh[name]) == distinct(colours[name]) for name in pending):
-            return colours
+            return colours, cost
         colours |= fresh
 
 
@@ -151,6 +159,13 @@ def distinct(colours: np.ndarray) -> int:
     return int(np.unique(colours).size)
 
 
+def classes(colours: np.ndarray) -> list[np.ndarray]:
+    """Return the units of each colour that several share, by colour."""
+    _, inverse, counts = np.unique(colours, return_inverse=True, return_counts=True)
+    order, ends = np.argsort(inverse, kind="stable"), np.cumsum(counts)
+    return [order[ends[c] - counts[c]:ends[c]] for c in np.flatnonzero(counts > 1)]
+
+
 def mix(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """Return a bijective scramble of uint64 values (the finaliser of SplitMix64, Steele, Lea, Flood 2014)."""
     y = np.add(x, np.uint64(0x9E3779B97F4A7C15), out=out)
@@ -168,12 +183,11 @@ def _salt(name: str) -> np.uint64:
 
 
 def _bits(tensor: torch.Tensor) -> np.ndarray:
-    """Return the entries' bits as uint64, in the tensor's shape."""
+    """Return the entries' bits as unsigned integers, in the tensor's shape: a view where the tensor lies in order."""
     whole = tensor.detach().cpu().contiguous()
-    words = whole.view(torch.uint8).numpy() if whole.ndim else whole.reshape(1).view(torch.uint8).numpy()
     size = whole.element_size()
-    parts = words.reshape(*whole.shape, size) if whole.ndim else words.reshape(size)
-    if size in (1, 2, 4, 8):
-        return np.ascontiguousarray(parts).view(f"u{size}").reshape(whole.shape).astype(np.uint64)
-    pairs = np.ascontiguousarray(parts).view("u8").reshape(*whole.shape, -1)
+    words = whole.reshape(-1).view(torch.uint8).numpy()
+    if size <= 8:
+        return words.view(f"u{size}").reshape(whole.shape)
+    pairs = words.view("u8").reshape(*whole.shape, -1)
     return mix(pairs[..., 0]) ^ pairs[..., 1]
