@@ -80,7 +80,7 @@ def test_labels_are_biggest_first_deterministic_and_dead_units_alone():
 def test_given_resolution_is_used_and_checked():
     x, _ = planted(60, 3, 1000, 0.4)
     result = found(x, resolution=0.2)
-    assert result.resolution == 0.2 and result.how == "given" and result.stability > 0.9
+    assert result.resolution == 0.2 and result.how.startswith("given") and result.stability > 0.9
     with pytest.raises(OptionError, match="from 0 to below 1"):
         partition(np.eye(3), samples=10, resolution=1.5)
 
