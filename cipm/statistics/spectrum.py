@@ -132,13 +132,16 @@ def lanczos(apply: Callable[[np.ndarray], np.ndarray], units: int, edge: float,
         image -= basis @ (basis.T @ image)
         small = _bordered(small, inner.astype(np.float64))
         following, rest = np.linalg.qr(image)
+        if np.abs(rest.diagonal()).min() < 1e-2 * np.abs(rest).max():  # small directions are not yet orthogonal to the basis
+            following = np.linalg.qr(following - basis @ (basis.T @ following))[0]
         if len(small) > 1.2 * checked or len(small) + BLOCK > units:
             checked = len(small)
             values, vectors = linalg.eigh(small, check_finite=False)
             wanted = values > edge if count is None else np.arange(len(values)) >= len(values) - count
-            error = np.linalg.norm(rest.astype(np.float64) @ vectors[-new.shape[1]:, wanted], axis=0)
+            judged = wanted if wanted.any() else np.arange(len(values)) == len(values) - 1  # the first basis may miss them all
+            error = np.linalg.norm(rest.astype(np.float64) @ vectors[-new.shape[1]:, judged], axis=0)
             enough = len(values) > wanted.sum() if count is None else len(values) >= count
-            done = enough and (error <= TOLERANCE * values[wanted]).all()
+            done = enough and (error <= TOLERANCE * values[judged]).all()
             if done or len(small) + BLOCK > min(units, 4 * wanted.sum() + 512) or np.abs(rest).max() < 1e-5 * values[-1]:
                 kept = np.flatnonzero(wanted & (values > 1e-6))[::-1]
                 return values[kept], basis.astype(np.float64) @ vectors[:, kept]
