@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from backend.schemas import Analysis, Export, Job, Measurement, Problem, Source, Stage
 from backend.store.models import Analysis as AnalysisRow
 from backend.store.models import Job as JobRow
+from backend.store.shards import is_divided
 from cipm.errors import NotFound
 
 
@@ -25,7 +26,7 @@ def chosen_job(session: Session, analysis_id: str, job_id: str | None) -> JobRow
     if job_id is None:
         return newest_job(session, analysis_id)
     job = session.get(JobRow, job_id)
-    if job is None or job.analysis_id != analysis_id:
+    if job is None or job.analysis_id != analysis_id or job.parent_id is not None:
         raise NotFound("This analysis has no such job.", where="job")
     return job
 
@@ -39,7 +40,8 @@ def jobs_of(session: Session, analysis_id: str, kind: str) -> list[JobRow]:
 def job(row: JobRow) -> Job:
     """Return a job as the API shows one; addresses and lease holders stay inside."""
     stages = [Stage(name=s["name"], state=s["state"], seconds=s.get("seconds")) for s in row.stages]
-    return Job(id=row.id, kind=row.kind, status=row.status, stage=row.stage, stages=stages,
+    status = "running" if is_divided(row) else row.status
+    return Job(id=row.id, kind=row.kind, status=status, stage=row.stage, stages=stages,
                progress=min(1.0, max(0.0, row.progress)), eta_seconds=row.eta_seconds, attempt=row.attempt,
                error=Problem(**row.error) if row.error else None,
                created=row.created, started=row.started, finished=row.finished)

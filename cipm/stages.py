@@ -72,10 +72,14 @@ def stage_addresses(kind: str, model_sha256: str, probe_sha256: str | None, opti
     return {name: known[name] for name in CHAINS[kind]}
 
 
-def shard_addresses(model_sha256: str, probe_sha256: str | None, options: Mapping[str, Any] | None, shards: int) -> list[str]:
-    """Return the address of what each shard of a probe set gives, in order. Raises as `stage_addresses` does."""
+def divided(kind: str, model_sha256: str, probe_sha256: str | None, options: Mapping[str, Any] | None) -> list[str]:
+    """Return the address of what each shard of the probe set gives, where a job of this kind is divided; else none.
+
+    As many as the option `shards` asks for; there may be too few rows for so many.
+    """
+    asked = parse_options(dict(options or {})).shards
     return [stage_addresses("shard", model_sha256, probe_sha256, options, {"shard": number})["shard"]
-            for number in range(shards)]
+            for number in range(asked if kind == "analyze" and asked > 1 else 0)]
 
 
 def segments(rows: int, batch_rows: int, most: int = MOST_SEGMENTS) -> tuple[int, ...]:

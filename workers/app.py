@@ -25,7 +25,7 @@ from backend.settings import Settings, load_settings
 from backend.store import open_store
 from backend.store.queue import WAKE, make_celery
 from cipm.errors import CipmError
-from cipm.stages import stage_addresses
+from cipm.stages import divided, stage_addresses
 from workers.run import Engine
 from workers.scratch import own_folder
 from workers.worker import WorkerProcess, choose_device, new_worker_id
@@ -40,7 +40,7 @@ OPTIONS = ("--pool=solo", "--without-gossip", "--without-mingle", "--without-hea
 
 def pipeline_engine() -> Engine:
     """Return the real engine."""
-    return Engine(ENTRY, stage_addresses)
+    return Engine(ENTRY, stage_addresses, shards=divided)
 
 
 def build(settings: Settings, wake: Callable[[], None], stopping: Callable[[], bool]) -> Celery:

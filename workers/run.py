@@ -6,13 +6,15 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from backend.store import Analysis, Job, Store, artefacts, jobs, uploads
+from backend.store import Analysis, Job, Store, artefacts, jobs, shards, uploads
 from backend.store.jobs import Lease, LeaseLost
+from backend.store.shards import DIVIDED_STAGE
 from cipm.errors import Cancelled, CipmError, JailError
 from cipm.jail import Limits, Spare
 from cipm.jail import run as run_jailed
@@ -21,6 +23,8 @@ from workers.progress import Progress
 
 log = logging.getLogger(__name__)
 STATES = ("started", "done", "cached")
+End = Callable[[Store, Lease], object]
+"""How a job's row is written when its work is over."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,15 @@ class Engine:
     """What runs in the jail: its entry, and the pure function that knows every stage's address beforehand.
 
     `addresses(kind, model_sha256, probe_sha256, options, request)` returns {stage: address} in the order they run.
-    `also` names trusted entries outside `cipm`, as `cipm.jail.run` has it.
+    `also` names trusted entries outside `cipm`, as `cipm.jail.run` has it. `shards(kind, model_sha256, probe_sha256,
+    options)` returns the address of what each shard gives, as many as the options ask for; none where a job of this kind
+    is not divided.
     """
 
     entry: str
     addresses: Callable[..., dict[str, str]]
     also: Mapping[str, Path] = field(default_factory=dict)
+    shards: Callable[..., list[str]] = lambda *facts: []
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ def run_claimed(bench: Bench, lease: Lease, spare: Spare | None = None) -> None:
             spare.close()
 
 
-def _work_and_clear(bench: Bench, lease: Lease, keeper: Keeper, scratch: Path, spare: Spare | None) -> dict[str, Any]:
+def _work_and_clear(bench: Bench, lease: Lease, keeper: Keeper, scratch: Path, spare: Spare | None) -> End:
     """Do the work; before its end is written nothing of it is left here."""
     try:
         return _work(bench, lease, keeper, scratch, spare)
@@ -77,10 +84,10 @@ def _work_and_clear(bench: Bench, lease: Lease, keeper: Keeper, scratch: Path, s
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _end(bench: Bench, lease: Lease, keeper: Keeper, work: Callable[[], dict[str, Any]]) -> None:
+def _end(bench: Bench, lease: Lease, keeper: Keeper, work: Callable[[], End]) -> None:
     """Do the work and write its end to the row."""
     try:
-        jobs.finish(bench.store, lease, work())
+        work()(bench.store, lease)
     except Cancelled:
         if keeper.lost:
             raise LeaseLost(lease.job_id) from None
@@ -95,22 +102,80 @@ def _end(bench: Bench, lease: Lease, keeper: Keeper, work: Callable[[], dict[str
                                                 fix="Please report it; the server's log has the details."))
 
 
-def _work(bench: Bench, lease: Lease, keeper: Keeper, scratch: Path, spare: Spare | None) -> dict[str, Any]:
-    """Run the engine on the job's files and return its result."""
+def _work(bench: Bench, lease: Lease, keeper: Keeper, scratch: Path, spare: Spare | None) -> End:
+    """Run the engine on the job's files; return how the job ends, or that it is divided into shards."""
     with bench.store.read() as session:
         job = session.get_one(Job, lease.job_id)
         analysis = session.get_one(Analysis, job.analysis_id)
-    addresses = bench.engine.addresses(job.kind, analysis.model_sha256, analysis.probe_sha256, analysis.options,
-                                       job.request)
+    facts = (job.kind, analysis.model_sha256, analysis.probe_sha256, analysis.options)
+    addresses = bench.engine.addresses(*facts, job.request)
     artefacts.use(bench.store, job.id, addresses)
-    done = _finished(bench.store, addresses, scratch)
-    request = _request(bench, job, analysis, scratch, done) | {"addresses": addresses}
-    events = _events(bench.store, lease, addresses, set(done), scratch / "work")
-    files = [Path(request[name]) for name in ("model", "probe") if request[name]]
-    return run_jailed(
-        bench.engine.entry, request, readable=[*files, *map(Path, done.values())], scratch=scratch / "work",
-        limits=bench.limits, on_event=events, cuda=bench.gpu, spare=spare, also=bench.engine.also,
-        should_stop=lambda: keeper.cancelled or keeper.lost or bench.stopping())
+    run = _Run(bench, lease, keeper, scratch, job, analysis, addresses, spare)
+    wanted = bench.engine.shards(*facts)
+    if not wanted or DIVIDED_STAGE in run.done():
+        return partial(jobs.finish, result=run.engine()) if job.parent_id is None else _shard_done(run, job)
+    return _divided(bench, run, job, wanted)
+
+
+def _shard_done(run: _Run, job: Job) -> End:
+    result = run.engine()
+
+    def end(store: Store, lease: Lease) -> None:
+        jobs.finish(store, lease, result)
+        shards.tell_parent(store, job.parent_id)
+
+    return end
+
+
+def _divided(bench: Bench, run: _Run, job: Job, wanted: list[str]) -> End:
+    """Hand the shards that are not there yet to all workers; with all there, or when they were tried, finish the job."""
+    tried = shards.of(bench.store, job.id)
+    failed = next((shard for shard in tried if shard.status == "failed"), None)
+    if failed is not None:
+        return partial(jobs.fail_with_shard, shard=failed)
+    total = tried[0].request["of"] if tried else int(run.engine({"kind": "prepare"})["shards"])
+    named = {f"shard {number}": address for number, address in enumerate(wanted[:total])}
+    artefacts.use(bench.store, job.id, named)
+    standing = _finished(bench.store, named, run.scratch)
+    missing = [number for number, name in enumerate(named) if name not in standing]
+    if total > 1 and missing and not tried:
+        return lambda store, lease: store.wake_all(jobs.divide(store, lease, missing, total))
+    there = {name.removeprefix("shard "): folder for name, folder in standing.items()}
+    return partial(jobs.finish, result=run.engine({"shards": there}))
+
+
+@dataclass
+class _Run:
+    """One job's files and its child: the engine may be called twice, with the prepared child the first time."""
+
+    bench: Bench
+    lease: Lease
+    keeper: Keeper
+    scratch: Path
+    job: Job
+    analysis: Analysis
+    addresses: Mapping[str, str]
+    spare: Spare | None
+    folders: dict[str, str] = field(default_factory=dict)
+
+    def done(self) -> dict[str, str]:
+        """Return the folders of the stages that stand by now."""
+        others = {stage: address for stage, address in self.addresses.items() if stage not in self.folders}
+        self.folders |= _finished(self.bench.store, others, self.scratch)
+        return dict(self.folders)
+
+    def engine(self, asked: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Run the engine in its jail on what the job asks, and on this beside it; return its result."""
+        bench, done, asked = self.bench, self.done(), dict(asked or {})
+        request = _request(bench, self.job, self.analysis, self.scratch, done) | {"addresses": self.addresses} | asked
+        folder = self.scratch / f"work-{request['kind']}"
+        events = _events(bench.store, self.lease, self.addresses, set(done), folder, self.job.parent_id)
+        files = [Path(request[name]) for name in ("model", "probe") if request[name]]
+        spare, self.spare = self.spare, None
+        return run_jailed(
+            bench.engine.entry, request, readable=[*files, *map(Path, (*done.values(), *asked.get("shards", {}).values()))],
+            scratch=folder, limits=bench.limits, on_event=events, cuda=bench.gpu, spare=spare, also=bench.engine.also,
+            should_stop=lambda: self.keeper.cancelled or self.keeper.lost or bench.stopping())
 
 
 def _finished(store: Store, addresses: Mapping[str, str], scratch: Path) -> dict[str, str]:
@@ -131,8 +196,8 @@ def _request(bench: Bench, job: Job, analysis: Analysis, scratch: Path, done: di
         "model_sha256": analysis.model_sha256, "probe_sha256": analysis.probe_sha256, "done": done}
 
 
-def _events(store: Store, lease: Lease, addresses: Mapping[str, str], done: set[str],
-            scratch: Path) -> Callable[[dict[str, Any]], None]:
+def _events(store: Store, lease: Lease, addresses: Mapping[str, str], done: set[str], scratch: Path,
+            parent_id: str | None) -> Callable[[dict[str, Any]], None]:
     """Return the listener that keeps every finished stage at once and writes progress.
 
     What it hears comes from a process that may be hostile: a stage is one of ours, and its folder lies in the scratch.
@@ -141,7 +206,13 @@ def _events(store: Store, lease: Lease, addresses: Mapping[str, str], done: set[
         typical = artefacts.typical_seconds(session, addresses)
     stages = [{"name": name, "state": "cached" if name in done else "waiting", "seconds": None, "address": address}
               for name, address in addresses.items()]
-    progress = Progress(stages, typical, lambda values: jobs.report(store, lease, **values))
+
+    def write(values: dict[str, Any]) -> None:
+        jobs.report(store, lease, **values)
+        if parent_id is not None:
+            shards.tell_parent(store, parent_id)
+
+    progress = Progress(stages, typical, write)
 
     def listen(event: dict[str, Any]) -> None:
         name, state = event.get("stage"), event.get("state")

@@ -6,11 +6,12 @@
     store.wake(job_id)                        tell a worker, after the commit (losing the message loses nothing)
     uploads                                   create, append, append_async, get, listing, adopt, delete, content_key
     jobs                                      enqueue, request_cancel, health; for workers: claim … sweep
+    shards                                    for workers: of, tell_parent
     artefacts                                 of_analysis, of_job, file, folder; for workers: find, record, use
     cleanup                                   delete_analysis, collect
 """
 
-from backend.store import artefacts, cleanup, jobs, models, uploads
+from backend.store import artefacts, cleanup, jobs, models, shards, uploads
 from backend.store.models import (
     LOCAL_OWNER,
     Analysis,
@@ -29,5 +30,6 @@ from backend.store.store import Store, open_store
 
 __all__ = [
     "LOCAL_OWNER", "Analysis", "ApiToken", "Artefact", "Job", "ObjectStore", "Share", "StageUse", "Store", "Upload",
-    "User", "UserSession", "Worker", "artefacts", "cleanup", "jobs", "models", "open_store", "uploads",
+    "User", "UserSession", "Worker", "artefacts", "cleanup", "jobs", "models", "open_store",
+    "shards", "uploads",
 ]

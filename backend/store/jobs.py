@@ -11,18 +11,21 @@ lease; a worker that lost it writes nothing any more (LeaseLost) and stops.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, case, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
+from backend.store import shards
 from backend.store.database import db_now
 from backend.store.models import ENDED, JOB_KINDS, Analysis, Job, Worker, utc_now
 from backend.store.store import Store
 from cipm.errors import CipmError, Conflict, NotFound
 
 WORKER_SILENT_SECONDS = 15.0
+_RELEASED: dict[str, Any] = {"status": "queued", "owner": None, "lease_until": None, "eta_seconds": None}
 
 
 class LeaseLost(Exception):  # noqa: N818 - it is news, not an error of anybody's
@@ -51,12 +54,13 @@ def enqueue(session: Session, analysis: Analysis, kind: str, request: dict[str, 
 def claim(store: Store, worker_id: str, *, gpu: bool = False) -> Lease | None:
     """Take the next job by one atomic update; None where there is none for this worker.
 
-    Short jobs (exports, measurements) go first, then the oldest. A job that asks for a GPU is left to a worker that
-    has one while such a worker is alive.
+    Short jobs (exports, measurements) go first, then shards, then the oldest. A job that asks for a GPU is left to a
+    worker that has one while such a worker is alive, and one that was divided until its shards have ended.
     """
     owner = f"{worker_id}:{secrets.token_urlsafe(8)}"
-    waiting = [Job.status == "queued"] + ([] if gpu else [or_(Job.device != "cuda", ~_gpu_alive())])
-    first = (select(Job.id).where(*waiting).order_by(case((Job.kind == "analyze", 1), else_=0), Job.created, Job.id)
+    waiting = [Job.status == "queued", ~shards.waits_for_shards()] + ([] if gpu else [or_(Job.device != "cuda", ~_gpu_alive())])
+    first = (select(Job.id).where(*waiting).order_by(case((Job.kind == "analyze", 2), (Job.kind == "shard", 1), else_=0),
+                                                            Job.created, Job.id)
              .limit(1).with_for_update(skip_locked=True, of=Job).scalar_subquery())
     taken = (update(Job).where(Job.id == first, Job.status == "queued")
              .values(status="running", owner=owner, lease_until=db_now() + store.settings.lease_seconds,
@@ -95,13 +99,32 @@ def report(store: Store, lease: Lease, **values: Any) -> None:
 
 
 def finish(store: Store, lease: Lease, result: dict[str, Any]) -> None:
-    """End the job well. Raises LeaseLost."""
-    _write(store, lease, _ending("done") | {"result": result, "progress": 1.0, "stage": None})
+    """End the job well; its shards, if any, are forgotten. Raises LeaseLost."""
+    with store.write() as session:
+        _fenced(session, lease, _ending("done") | {"result": result, "progress": 1.0, "stage": None})
+        shards.forget(session, lease.job_id)
+
+
+def divide(store: Store, lease: Lease, numbers: Sequence[int], total: int) -> list[str]:
+    """Give the job back until the shards with these numbers, of `total`, have ended; they are queued in the same breath.
+
+    Returns their ids; after it call `store.wake_all`. The attempt does not count. Raises LeaseLost.
+    """
+    with store.write() as session:
+        _fenced(session, lease, _RELEASED | {"attempt": Job.attempt - 1})
+        return shards.add(session, lease.job_id, numbers, total)
 
 
 def fail(store: Store, lease: Lease, error: CipmError) -> None:
-    """End the job with an error that a person can read. Raises LeaseLost."""
-    _write(store, lease, _ending("failed") | {"error": error.to_json()["error"]})
+    """End the job with an error that a person can read; where it is a shard, stop the others. Raises LeaseLost."""
+    with store.write() as session:
+        _fenced(session, lease, _ending("failed") | {"error": error.to_json()["error"]})
+        shards.stop_others(session, lease.job_id)
+
+
+def fail_with_shard(store: Store, lease: Lease, shard: Job) -> None:
+    """End the job with the error of one of its shards. Raises LeaseLost."""
+    _write(store, lease, _ending("failed") | {"error": shard.error})
 
 
 def cancelled(store: Store, lease: Lease) -> None:
@@ -111,12 +134,12 @@ def cancelled(store: Store, lease: Lease) -> None:
 
 def release(store: Store, lease: Lease) -> None:
     """Give the job back unharmed, as if this attempt had not been: the worker is going away. Raises LeaseLost."""
-    _write(store, lease, {"status": "queued", "owner": None, "lease_until": None, "eta_seconds": None,
-                          "attempt": Job.attempt - 1})
+    _write(store, lease, _RELEASED | {"attempt": Job.attempt - 1})
 
 
 def request_cancel(session: Session, job_id: str) -> None:
     """Stop a job: at once where it waits, within about a second where it runs. Raises NotFound, Conflict when ended."""
+    shards.stop(session, job_id)
     waiting = update(Job).where(Job.id == job_id, Job.status == "queued").values(_ending("cancelled"))
     running = update(Job).where(Job.id == job_id, Job.status == "running").values(cancel_requested=True)
     for statement in (waiting, running):
@@ -135,7 +158,8 @@ def sweep(store: Store) -> str | None:
     for job in lost:
         _take_back(store, job)
     with store.read() as session:
-        return session.scalar(select(Job.id).where(Job.status == "queued").order_by(Job.created).limit(1))
+        waiting = select(Job.id).where(Job.status == "queued", ~shards.waits_for_shards())
+        return session.scalar(waiting.order_by(Job.created).limit(1))
 
 
 def seen(store: Store, worker: Worker) -> None:
@@ -180,8 +204,11 @@ def _mine(lease: Lease) -> Any:
 
 def _write(store: Store, lease: Lease, values: dict[str, Any]) -> None:
     with store.write() as session:
-        row = session.execute(_mine(lease).values(values).returning(Job.id)
-                              .execution_options(synchronize_session=False)).first()
+        _fenced(session, lease, values)
+
+
+def _fenced(session: Session, lease: Lease, values: dict[str, Any]) -> None:
+    row = session.execute(_mine(lease).values(values).returning(Job.id).execution_options(synchronize_session=False)).first()
     if row is None:
         raise LeaseLost(lease.job_id)
 
@@ -194,7 +221,7 @@ def _ending(status: str) -> dict[str, Any]:
 def _take_back(store: Store, job: Job) -> None:
     """Decide about a job whose worker is gone; whoever sweeps first decides."""
     assert job.owner is not None
-    values: dict[str, Any] = {"status": "queued", "owner": None, "lease_until": None, "eta_seconds": None}
+    values = _RELEASED
     if job.cancel_requested:
         values = _ending("cancelled")
     elif job.attempt >= store.settings.max_attempts:
@@ -203,6 +230,8 @@ def _take_back(store: Store, job: Job) -> None:
     expired = _mine(Lease(job.id, job.owner, job.attempt)).where(Job.lease_until < db_now())
     with store.write() as session:
         session.execute(expired.values(stages=stages, **values).execution_options(synchronize_session=False))
+        if values["status"] == "failed":
+            shards.stop_others(session, job.id)
 
 
 def _lost(job: Job) -> CipmError:

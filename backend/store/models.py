@@ -30,7 +30,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 LOCAL_OWNER = "local"
-JOB_KINDS = ("analyze", "export", "measure")
+JOB_KINDS = ("analyze", "export", "measure", "shard")
 JOB_STATES = ("queued", "running", "done", "failed", "cancelled")
 ENDED = ("done", "failed", "cancelled")
 
@@ -157,12 +157,14 @@ class Job(Base):
 
     `stages` is `[{name, state: waiting|running|done|cached, seconds, address}]`, `error` `{code, message, where, fix}`.
     `owner` is the lease holder of the present attempt; `lease_until` is in seconds since 1970 on the database's clock.
+    `parent_id` is the job that this one is a shard of: that one waits in the queue until all its shards have ended.
     """
 
     __tablename__ = "jobs"
     __table_args__ = (Index(None, "status", "created"),)
     id: Mapped[str] = _id()
     analysis_id: Mapped[str] = mapped_column(ForeignKey("analyses.id", ondelete="CASCADE"), index=True)
+    parent_id: Mapped[str | None] = mapped_column(String(64), index=True)
     kind: Mapped[str] = mapped_column(String(16))
     request: Mapped[dict[str, Any]] = mapped_column(default=dict)
     device: Mapped[str] = mapped_column(String(16), default="auto")

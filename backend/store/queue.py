@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from celery import Celery
+from celery import Celery, group
 from kombu.exceptions import OperationalError
 
 from backend.settings import Settings
@@ -27,6 +28,17 @@ class Broker:
             self.celery.send_task(WAKE, args=[job_id], retry=False, ignore_result=True)
         except (OperationalError, OSError) as error:
             log.warning("The broker did not take a wake-up (%s); a worker's sweep will find the job.", error)
+            return False
+        return True
+
+
+    def wake_all(self, job_ids: Sequence[str]) -> bool:
+        """Tell as many idle workers as there are jobs, as one group; False where the broker is away."""
+        try:
+            group([self.celery.signature(WAKE, args=[job_id], ignore_result=True) for job_id in job_ids],
+                  app=self.celery).apply_async(retry=False)
+        except (OperationalError, OSError) as error:
+            log.warning("The broker did not take %d wake-ups (%s); sweeps will find the jobs.", len(job_ids), error)
             return False
         return True
 

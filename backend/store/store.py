@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -41,6 +41,10 @@ class Store:
     def wake(self, job_id: str) -> bool:
         """Tell a worker that there is work. Call it after the commit."""
         return self.broker.wake(job_id)
+
+    def wake_all(self, job_ids: Sequence[str]) -> bool:
+        """Tell a worker for each of these jobs that there is work. Call it after the commit."""
+        return self.broker.wake_all(job_ids)
 
     def close(self) -> None:
         """Let go of the database's connections."""

@@ -30,10 +30,10 @@ class Deployment:
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
     supervisor: Supervisor | None = None
 
-    def start_worker(self) -> subprocess.Popen[bytes]:
+    def start_worker(self, main: Path = MAIN) -> subprocess.Popen[bytes]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CIPM_")}
         log = open(self.store.settings.data / "worker.log", "ab")
-        worker = subprocess.Popen([sys.executable, str(MAIN), "--with-parent"], stdin=subprocess.PIPE, stdout=log,
+        worker = subprocess.Popen([sys.executable, str(main), "--with-parent"], stdin=subprocess.PIPE, stdout=log,
                                   stderr=log, start_new_session=True, cwd=MAIN.parents[2],
                                   env=environment | self.store.settings.environment() | {"PYTHONPATH": "."})
         log.close()
@@ -45,12 +45,12 @@ class Deployment:
         return uploads.append(self.store, upload.id, LOCAL_OWNER, 0, [data])
 
     def submit(self, *, model: bytes = b"\x01\x02\x03" * 1000, probe: bytes | None = None, kind: str = "analyze",
-               **request) -> str:
+               options: dict | None = None, **request) -> str:
         upload = self.upload("model", "model.pt2", model)
         data = self.upload("probe", "probe.npz", probe) if probe else None
         with self.store.write() as session:
             analysis = Analysis(owner_id=LOCAL_OWNER, title="t", model_upload_id=upload.id, model_name=upload.name,
-                                model_sha256=upload.sha256, model_size=upload.size, options={},
+                                model_sha256=upload.sha256, model_size=upload.size, options=options or {},
                                 probe_name=data and data.name, probe_sha256=data and data.sha256,
                                 probe_size=data and data.size)
             session.add(analysis)
