@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from services import wait_until
 from sqlalchemy import select
 
 from backend import describe
 from backend.store import Artefact, Job, artefacts, cleanup, jobs, shards
 from backend.store.models import ENDED
-from cipm.options import parse_options
-from cipm.pipeline import RUN, run_job
-from cipm.pipeline.context import Context
-from cipm.pipeline.stored import StoredStatistics
+from cipm.stages import stage_addresses
+from workers.app import pipeline_engine
 
 pytestmark = pytest.mark.services
 MAIN = Path(__file__).with_name("shard_main.py")
-REAL = Path(__file__).with_name("real_main.py")
 DATA = bytes(range(256)) * 40
 
 
@@ -123,44 +117,9 @@ def test_shards_that_stand_are_not_run_again(deploy):
     assert deployment.ended(again).result["read"] == ["0", "1"]
 
 
-def test_a_real_analysis_in_shards_equals_the_whole(deploy, tmp_path):
-    """The real engine on a worker, 2,100 rows in two shards, against one pass in this process."""
-    deployment = deploy()
-    deployment.start_worker(REAL)
-    model, probe = model_and_probe()
-    job_id = deployment.submit(model=model, probe=probe, options={"measured_points": 0, "shards": 2})
-    whole = in_one_pass(model, probe, tmp_path)
-    job = deployment.ended(job_id, 120.0)
-    assert (job.status, job.attempt) == ("done", 1), job.error
-    with deployment.store.read() as session:
-        found = artefacts.of_job(session, job_id, "collect")
-    folder = artefacts.folder(deployment.store, found, tmp_path / "fetched")
-    assert json.loads((Path(folder) / "statistics.json").read_text())["shards"] == 2
-    divided = StoredStatistics(Path(folder), 2**30)
-    assert whole.keys() == divided.keys() and len(whole) > 0
-    for key, half in whole.items():
-        a, b = half.whole, divided[key].whole
-        scale = np.sqrt(np.outer(a.variance, a.variance)) + 1e-300
-        assert (np.abs(a.covariance() - b.covariance()) / scale)[np.ix_(a.varies, a.varies)].max() <= 1e-12
-
-
-def in_one_pass(model: bytes, probe: bytes, folder: Path) -> StoredStatistics:
-    (folder / "model.pt2").write_bytes(model)
-    (folder / "probe.npz").write_bytes(probe)
-    request = {"kind": "prepare", "model": str(folder / "model.pt2"), "probe": str(folder / "probe.npz")}
-    run_job(request, folder, lambda event: None)
-    done = {stage: folder / stage for stage in ("open", "discover", "probe")}
-    (folder / "collect").mkdir()
-    RUN["collect"](Context(request, parse_options({}), done, lambda event: None), folder / "collect")
-    return StoredStatistics(folder / "collect", 2**30)
-
-
-def model_and_probe() -> tuple[bytes, bytes]:
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(20, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)).eval()
-    batch = torch.export.Dim("batch", min=1, max=8192)
-    program = torch.export.export(model, (torch.randn(8, 20),), dynamic_shapes=({0: batch},), strict=False)
-    packed, probe = io.BytesIO(), io.BytesIO()
-    torch.export.save(program, packed)
-    np.savez(probe, input=np.random.default_rng(0).normal(size=(2100, 20)).astype(np.float32))
-    return packed.getvalue(), probe.getvalue()
+def test_the_real_engine_knows_its_shards():
+    facts = ("analyze", "m" * 64, "p" * 64, {"shards": 3})
+    found = pipeline_engine().shards(*facts)
+    assert found == [stage_addresses("shard", *facts[1:], {"shard": n})["shard"] for n in range(3)] and len({*found}) == 3
+    assert [pipeline_engine().shards(kind, *facts[1:]) for kind in ("export", "measure", "shard")] == [[], [], []]
+    assert pipeline_engine().shards(*facts[:3], {}) == []
