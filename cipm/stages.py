@@ -34,7 +34,7 @@ STAGES: dict[str, Stage] = {
     "probe": Stage(1, (PROBE, "open"), ("max_rows",)),
     "shard": Stage(1, ("open", "discover", "probe"), COLLECTING, ("shard",)),
     "collect": Stage(3, ("open", "discover", "probe"), COLLECTING),
-    "organize": Stage(1, ("open", "discover", "collect"), ("resolution", "seed")),
+    "organize": Stage(2, ("open", "discover", "collect"), ("resolution", "seed")),
     "whatif": Stage(1, ("open", "discover", "probe", "collect"),
                     ("measured_points", "measured_rows", "batch_rows", "device")),
     "view": Stage(2, ("open", "discover", "probe", "collect", "organize", "whatif")),

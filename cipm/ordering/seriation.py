@@ -10,7 +10,7 @@ import numpy as np
 from cipm.ordering.assignment import assignment_sort
 from cipm.ordering.leaves import leaf_order
 from cipm.permutation import Permutation
-from cipm.statistics.spectrum import denoise
+from cipm.statistics.spectrum import Factors, denoise
 
 LEAF_ORDER_UNITS = 4096  # beyond, the tree is left as it is flipped by the eigenvector that matters most
 ROWS = 512  # rows of distances made at a time
@@ -30,7 +30,7 @@ def spectral(correlation: np.ndarray, samples: int) -> Permutation:
     Source: the pipeline compared under "Correlation, orders" of the project's measurements; for the sorting see
     `assignment_sort`.
     """
-    return Permutation(seriate_points(denoised_points(correlation, samples)))
+    return Permutation(seriate_points(points_of(denoise(correlation, samples))))
 
 
 def seriate(correlation: np.ndarray, samples: int) -> np.ndarray:
@@ -38,9 +38,8 @@ def seriate(correlation: np.ndarray, samples: int) -> np.ndarray:
     return spectral(np.asarray(correlation), samples).order
 
 
-def denoised_points(correlation: np.ndarray, samples: int) -> np.ndarray:
+def points_of(factors: Factors) -> np.ndarray:
     """Return each unit's row of the denoised correlation, in the factors' basis (same distances)."""
-    factors = denoise(correlation, samples)
     return factors.loadings * np.sqrt(factors.values)
 
 
@@ -67,18 +66,28 @@ def forward(order: np.ndarray) -> np.ndarray:
 
 def _ward(points: np.ndarray) -> np.ndarray:
     """Return the leaves of Ward's tree in the order with the shortest path (beyond LEAF_ORDER_UNITS: see `_hanging`)."""
-    n, points = len(points), points.astype(np.float32)
-    condensed, close = np.empty(n * (n - 1) // 2), np.empty((n, n) if n <= LEAF_ORDER_UNITS else (0, 0), dtype=np.float32)
-    squares, at = np.square(points).sum(axis=1), 0
+    points = points.astype(np.float32)
+    squares = np.square(points).sum(axis=1)
+    merges, close = linked(len(points), "ward", lambda rows: np.sqrt(np.maximum(
+        squares[rows, None] + squares - 2 * points[rows] @ points.T, 0)))
+    return _hanging(merges, points[:, 0]) if close is None else leaf_order(merges, close)
+
+
+def linked(n: int, method: str, distances: Callable[[slice], np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the linkage [n−1, 4] of n leaves and the distances [n, n], float32 (None beyond LEAF_ORDER_UNITS).
+
+    `distances` gives the distances [rows, n] of a slice of rows; it is asked for ROWS of them at a time.
+    """
+    condensed, close = np.empty(n * (n - 1) // 2), np.empty((n, n), dtype=np.float32) if n <= LEAF_ORDER_UNITS else None
+    at = 0
     for start in range(0, n, ROWS):
-        rows = slice(start, min(start + ROWS, n))
-        distances = np.sqrt(np.maximum(squares[rows, None] + squares - 2 * points[rows] @ points.T, 0))
-        close[rows] = distances[:, :close.shape[1]]
-        for i in range(rows.start, rows.stop):
-            condensed[at:at + n - 1 - i] = distances[i - start, i + 1:]
+        strip = distances(slice(start, min(start + ROWS, n)))
+        if close is not None:
+            close[start:start + len(strip)] = strip
+        for i, row in enumerate(strip, start=start):
+            condensed[at:at + n - 1 - i] = row[i + 1:]
             at += n - 1 - i
-    merges = fastcluster.linkage(condensed, method="ward", preserve_input=False)
-    return leaf_order(merges, close) if n <= LEAF_ORDER_UNITS else _hanging(merges, points[:, 0])
+    return fastcluster.linkage(condensed, method=method, preserve_input=False), close
 
 
 def _hanging(merges: np.ndarray, heights: np.ndarray) -> np.ndarray:

@@ -306,6 +306,6 @@ def test_block_contrast_is_one_on_exact_blocks_and_small_at_random():
 
 def test_scores_of_tiny_and_uncorrelated_groups():
     assert scores(np.eye(2), Permutation.identity(2)).to_json() == {
-        "banded_anti_robinson": 1.0, "path": 1.0, "block_contrast": 0.0}
+        "banded_anti_robinson": 1.0, "path": 1.0, "block_contrast": 0.0, "anti_robinson": 0.5, "two_sum": 1.0}
     found = scores(np.eye(10), Permutation.identity(10))
     assert (found.banded_anti_robinson, found.path, found.block_contrast) == (1.0, 1.0, 0.0)
