@@ -1,10 +1,12 @@
-"""Orders, modules and pruning curves beside their peers in one run, judged on rows the order has not seen.
+"""Orders beside scipy's linkage with optimal leaf ordering and other heuristics, judged on rows they have not seen; scaling.
 
-Run: python bench/ordering.py [units …]. Uses the MNIST MLP in ../shared/data where it is, and planted modules.
+Run: python bench/ordering.py [units …]   (default 256 1024 4096 16384). Uses the MNIST networks in ../shared/data where
+they are, and planted modules. Seconds are wall time and, after the slash, processor time of the fastest of several runs.
 """
 
 from __future__ import annotations
 
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -12,105 +14,209 @@ from pathlib import Path
 
 import fastcluster
 import numpy as np
-from safetensors.numpy import load_file
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
 from scipy.cluster.hierarchy import leaves_list, optimal_leaf_ordering
 from scipy.spatial.distance import squareform
-from sklearn.cluster import SpectralClustering
-from sklearn.metrics import adjusted_rand_score
 
 from cipm.modules import partition
-from cipm.ordering import by_module, scores, spectral
+from cipm.ordering import Link, Scores, by_module, chance, coordinate, portfolio, scores, spectral
+from cipm.ordering.leaves import leaf_order
+from cipm.ordering.portfolio import METHODS, angle, average_linkage, fiedler
 from cipm.permutation import Permutation
 from cipm.pruning import elimination_curve
 from cipm.statistics import correlation
 
 DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 SCIPY_UNITS = 1024  # scipy's leaf order takes a minute and more beyond
+OURS = dict(zip(METHODS, (spectral, angle, fiedler, average_linkage), strict=True))
+HEAD = f"  {'':<36} {'seconds':>15}  banded AR  path   R²16   AR     2-SUM"
 
 
-def timed(run: Callable[[], object]) -> tuple[float, object]:
-    start = time.perf_counter()
-    result = run()
-    return time.perf_counter() - start, result
+def timed(run: Callable[[], object], rounds: int = 1) -> tuple[float, float, object]:
+    """Return the least wall seconds, the least processor seconds, and the result."""
+    wall, processor = [], []
+    for _ in range(rounds):
+        start, spent = time.perf_counter(), time.process_time()
+        result = run()
+        wall.append(time.perf_counter() - start)
+        processor.append(time.process_time() - spent)
+    return min(wall), min(processor), result
 
 
-def peer(c: np.ndarray) -> Permutation:
-    """Return scipy's way: average linkage on √(2 − 2C), optimal leaf ordering."""
-    distances = squareform(np.sqrt(np.maximum(2 - 2 * c, 0)), checks=False)
-    return Permutation(leaves_list(optimal_leaf_ordering(fastcluster.linkage(distances, "average"), distances)))
+def distances(c: np.ndarray) -> np.ndarray:
+    return squareform(np.sqrt(np.maximum(2 - 2 * c, 0)), checks=False)
+
+
+def scipys(c: np.ndarray, method: str = "average") -> Permutation:
+    """Return scipy's way: linkage on √(2 − 2C), optimal leaf ordering."""
+    condensed = distances(c)
+    return Permutation(leaves_list(optimal_leaf_ordering(fastcluster.linkage(condensed, method), condensed)))
+
+
+def first_component(c: np.ndarray) -> Permutation:
+    return Permutation(np.argsort(np.linalg.eigh(c)[1][:, -1], kind="stable"))
+
+
+def nearest_neighbours(c: np.ndarray) -> Permutation:
+    """Return the greedy path: from the unit most correlated with all, always on to the nearest unit not yet visited."""
+    left, path = c.astype(np.float64), [int(c.sum(axis=0).argmax())]
+    for _ in range(len(c) - 1):
+        left[:, path[-1]] = -np.inf
+        path.append(int(left[path[-1]].argmax()))
+    return Permutation(np.array(path))
 
 
 def compare(title: str, x: np.ndarray) -> None:
-    """Order by one half of the rows, print the scores on the other half."""
-    n, samples = x.shape[1], len(x) // 2
-    seen, unseen = correlation([x[::2]]), correlation([x[1::2]])
-    rows = [("original", 0.0, Permutation.identity(n)),
-            ("random", 0.0, Permutation.random(n, generator=np.random.default_rng(0)))]
+    """Order by one half of the rows, print the scores on the other half; rows are [rows, units] or [rows, places, units]."""
+    seen, unseen = x[::2], x[1::2]
+    n, rows = x.shape[-1], len(seen)
+    c, judge = (correlation([part.reshape(-1, n)]) for part in (seen, unseen))
+    halves = tuple(correlation([seen[i::2].reshape(-1, n)]) for i in (0, 1))
+    orders = [("original", lambda: Permutation.identity(n))]
     if n <= SCIPY_UNITS:
-        rows.append(("average linkage + scipy leaf order", *timed(lambda: peer(seen))))
-    seconds, found = timed(lambda: partition(seen, samples=samples))
-    rows += [("cipm spectral", *timed(lambda: spectral(seen, samples))),
-             ("cipm modules", *timed(lambda: by_module(seen, found, samples)))]
-    print(f"\n{title}: {n} units, {samples} rows seen, held-out scores; partition {seconds:.2f} s")
-    for name, seconds, order in rows:
-        s = scores(unseen, order)
-        print(f"  {name:<36} {seconds:7.2f} s  banded anti-Robinson {s.banded_anti_robinson:.3f}  path {s.path:.3f}  "
-              f"block contrast {s.block_contrast:.3f}")
+        orders += [("average linkage + scipy leaf order", lambda: scipys(c)),
+                   ("Ward + scipy leaf order", lambda: scipys(c, "ward")),
+                   ("first component", lambda: first_component(c)),
+                   ("nearest neighbours", lambda: nearest_neighbours(c))]
+    orders += [(f"cipm {name}", lambda method=method: method(c, rows)) for name, method in OURS.items()
+               if n <= 4096 or name in ("spectral", "angle")]
+    orders.append(("cipm modules", lambda: by_module(c, partition(c, samples=rows, halves=halves), rows)))
+    print(f"\n{title}: {n} units, {rows} rows seen, scores on {len(unseen)} others\n{HEAD}")
+    found = {name: judged(name, run, judge) for name, run in orders}
+    wall, processor, best = timed(lambda: portfolio(c, halves, rows))
+    found["portfolio"] = show(f"cipm portfolio: {best.chosen}", wall, processor, scores(judge, best.order))
+    random = chance(judge, generator=np.random.default_rng(0))
+    show("random: mean of 5", 0, 0, random.mean)
+    show("random: sd", 0, 0, random.sd)
+    if peer := found.get("average linkage + scipy leaf order"):
+        ours = found["portfolio"]
+        near, contrast = (ours.banded_anti_robinson / peer.banded_anti_robinson, ours.block_contrast / peer.block_contrast)
+        print(f"  portfolio ÷ average linkage + scipy: banded anti-Robinson {near:.3f}, R²16 {contrast:.3f}", flush=True)
 
 
-def planted(units: int, modules: int, samples: int, rho: float) -> tuple[np.ndarray, np.ndarray]:
+def judged(name: str, run: Callable[[], Permutation], judge: np.ndarray) -> Scores:
+    wall, processor, order = timed(run)
+    return show(name, wall, processor, scores(judge, order))
+
+
+def show(name: str, wall: float, processor: float, s: Scores) -> Scores:
+    values = f"{s.banded_anti_robinson:.3f}   {s.path:.3f}  {s.block_contrast:.3f}  {s.anti_robinson:.3f}  {s.two_sum:.3f}"
+    print(f"  {name:<36} {wall:6.2f} / {processor:6.2f}    {values}", flush=True)
+    return s
+
+
+def planted(units: int, modules: int, samples: int, rho: float) -> np.ndarray:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, modules, units)
-    x = np.sqrt(rho) * rng.standard_normal((samples, modules), dtype=np.float32)[:, labels]
-    return x + np.float32(np.sqrt(1 - rho)) * rng.standard_normal((samples, units), dtype=np.float32), labels
+    x = np.float32(np.sqrt(rho)) * rng.standard_normal((samples, modules), dtype=np.float32)[:, labels]
+    for rows in np.array_split(x, max(1, samples // 500)):
+        rows += np.float32(np.sqrt(1 - rho)) * rng.standard_normal(rows.shape, dtype=np.float32)
+    return x
 
 
-def modules(units: int, count: int, samples: int, rho: float) -> None:
-    """Print the agreement with planted modules, ours and sklearn's spectral clustering told the true number."""
-    x, truth = planted(units, count, samples, rho)
-    c, halves = correlation([x]), (correlation([x[::2]]), correlation([x[1::2]]))
-    seconds, found = timed(lambda: partition(c, samples=samples, halves=halves))
-    clusterer = SpectralClustering(count, affinity="precomputed", random_state=0)
-    theirs, labels = timed(lambda: clusterer.fit_predict(np.maximum(c, 0)))
-    print(f"  {units} units, {count} modules, correlation {rho}, {samples} samples: "
-          f"ARI {adjusted_rand_score(truth, found.labels):.3f} ({seconds:.2f} s, resolution {found.resolution:.3f}); "
-          f"sklearn told {count}: {adjusted_rand_score(truth, labels):.3f} ({theirs:.2f} s)")
+def digits(rows: int) -> torch.Tensor:
+    images = np.load(DATA / "datasets" / "mnist.npz")["x_train"][:rows].astype(np.float32) / 255
+    return torch.from_numpy((images - 0.1307) / 0.3081)
 
 
-def hidden_layers(rows: int = 10_000) -> list[tuple[str, np.ndarray]]:
-    """Return the hidden activations of the MNIST MLP on real digits, or nothing where the data is not there."""
-    weights, digits = DATA / "mnist_zoo" / "mlp_784-512x3-10_seed0.safetensors", DATA / "datasets" / "mnist.npz"
-    if not (weights.exists() and digits.exists()):
-        print(f"No MNIST MLP under {DATA.resolve()}: planted data only.")
+def stored(name: str) -> dict[str, torch.Tensor]:
+    return {key: tensor.float() for key, tensor in load_file(DATA / "mnist_zoo" / f"{name}.safetensors").items()}
+
+
+def perceptron() -> dict[str, torch.Tensor]:
+    return stored("mlp_784-512x3-10_seed0")
+
+
+def real_layers(rows: int = 8000) -> list[tuple[str, np.ndarray]]:
+    """Return the hidden activations of the MNIST networks on real digits, or nothing where the data is not there."""
+    if not (DATA / "mnist_zoo").is_dir():
+        print(f"No MNIST networks under {DATA.resolve()}: planted data only.")
         return []
-    w = load_file(weights)
-    x = (np.load(digits)["x_train"][:rows].reshape(rows, -1).astype(np.float32) / 255 - 0.1307) / 0.3081
-    layers = []
+    w, images, layers = perceptron(), digits(rows), []
+    x = images.flatten(1)
     for i in (1, 2, 3):
-        x = np.maximum(x @ w[f"fc{i}.weight"].T + w[f"fc{i}.bias"], 0)
-        layers.append((f"MNIST MLP fc{i}", x))
+        x = F.relu(F.linear(x, w[f"fc{i}.weight"], w[f"fc{i}.bias"]))
+        layers.append((f"MNIST MLP fc{i}", x.numpy()))
+    w = stored("lenet_20-50-500-10_seed2")
+    x = F.max_pool2d(F.conv2d(images[:rows // 2, None], w["conv1.weight"], w["conv1.bias"]), 2)
+    x = F.max_pool2d(F.conv2d(x, w["conv2.weight"], w["conv2.bias"]), 2)
+    layers.append(("LeNet conv2, 16 positions an image", x.flatten(2).mT.numpy()))
+    layers.append(("LeNet fc1", F.relu(F.linear(x.flatten(1), w["fc1.weight"], w["fc1.bias"])).numpy()))
     return layers
 
 
-def main(sizes: list[int]) -> None:
-    warm, _ = planted(64, 4, 500, 0.4)
-    seconds, _ = timed(lambda: (spectral(correlation([warm]), 500), partition(correlation([warm]), samples=500)))
-    print(f"first call with compiling (or loading from the cache): {seconds:.2f} s")
-    for title, x in hidden_layers():
-        compare(title, x)
-    for units in sizes:
-        compare("planted modules", planted(units, units // 40, 4000, 0.2)[0])
-    print("\nmodules against planted truth")
-    modules(512, 12, 4000, 0.3)
-    modules(1024, 24, 1000, 0.1)
-    modules(1024, 24, 600, 0.1)
+def leaves(units: list[int]) -> None:
+    print("\nexact leaf order of Ward's tree of random points (20 dimensions), path as share of scipy's\n"
+          "  units     seconds      scipy's   path")
+    for n in units:
+        points = np.random.default_rng(n).standard_normal((n, 20))
+        d = np.sqrt(np.maximum((points**2).sum(1)[:, None] + (points**2).sum(1) - 2 * points @ points.T, 0))
+        condensed = squareform(d, checks=False)
+        merges, close = fastcluster.linkage(condensed, "ward"), d.astype(np.float32)
+        wall, processor, order = timed(lambda merges=merges, close=close: leaf_order(merges, close), 3)
+        text = "        –      –"
+        if n <= SCIPY_UNITS:
+            theirs, _, other = timed(lambda m=merges, c=condensed: leaves_list(optimal_leaf_ordering(m, c)))
+            text = f"{theirs:9.2f}  {d[order[:-1], order[1:]].sum() / d[other[:-1], other[1:]].sum():.3f}"
+        print(f"  {n:<6} {wall:6.2f} / {processor:.2f} {text}", flush=True)
+
+
+def scaling(units: list[int]) -> None:
+    """Print the seconds of `spectral` on planted modules of 40 units, what is found of them, and the memory on top."""
+    print("\nspectral, planted modules of 40 units (correlation .2, 4000 rows); memory beside the correlation itself\n"
+          "  units        seconds     R²16   R²16 of the planted order   GB")
+    for n in sorted(units):
+        x = planted(n, n // 40, 4000, 0.2)
+        labels = np.random.default_rng(0).integers(0, n // 40, n)
+        c = correlation([x]).astype(np.float32, copy=False)
+        del x
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        wall, processor, order = timed(lambda c=c: spectral(c, 4000), 3 if n <= 4096 else 1)
+        memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e6
+        ours, truth = (scores(c, o).block_contrast for o in (order, Permutation(np.argsort(labels, kind="stable"))))
+        print(f"  {n:<6} {wall:7.2f} / {processor:6.2f}   {ours:.4f} {truth:10.4f} {memory:22.2f}", flush=True)
+
+
+def coordination() -> None:
+    """Print how the weights of the MLP lie along their diagonals before and after coordinating its three layers."""
+    if not (DATA / "mnist_zoo").is_dir():
+        return
+    w, orders, labels = perceptron(), {}, {}
+    for name, x in real_layers(4000)[:3]:
+        c = correlation([x])
+        labels[name[-3:]] = partition(c, samples=len(x)).labels
+        orders[name[-3:]] = by_module(c, partition(c, samples=len(x)), len(x))
+    links = [Link(f"fc{i}", f"fc{i - 1}", w[f"fc{i}.weight"].abs().numpy()) for i in (2, 3)]
+    wall, processor, found = timed(lambda: coordinate(orders, links, labels=labels))
+    before, after = (", ".join(f"{value:.4f}" for value in values) for values in (found.before, found.after))
+    print(f"\ncoordinated modules of the MNIST MLP ({wall:.2f} / {processor:.2f} s): alignment of fc2 and fc3 with the layer "
+          f"before them {before} → {after}")
+
+
+def elimination(units: list[int]) -> None:
     print("\nelimination curve")
-    for units in sizes:
-        x, _ = planted(units, units // 40, 4000, 0.2)
-        w = np.random.default_rng(1).standard_normal((units, units))
+    for n in units:
+        x = planted(n, n // 40, 4000, 0.2)
+        w = np.random.default_rng(1).standard_normal((n, n))
         c, g = np.cov(x.T), w.T @ w
-        print(f"  {units} units: {timed(lambda c=c, g=g: elimination_curve([c], [g], samples=4000))[0]:.2f} s")
+        wall, processor, _ = timed(lambda c=c, g=g: elimination_curve([c], [g], samples=4000))
+        print(f"  {n} units: {wall:.2f} / {processor:.2f} s", flush=True)
+
+
+def main(sizes: list[int]) -> None:
+    wall, _, _ = timed(lambda: spectral(correlation([planted(64, 4, 500, 0.4)]), 500))
+    print(f"first call with compiling (or loading from the cache): {wall:.2f} s; {torch.get_num_threads()} threads")
+    for title, x in real_layers():
+        compare(title, x)
+    compare("planted modules", planted(512, 12, 4000, 0.2))
+    coordination()
+    leaves([n for n in (256, 1024, 4096) if n <= max(sizes)])
+    scaling(sizes)
+    elimination([n for n in (512, 2048) if n <= max(sizes)])
 
 
 if __name__ == "__main__":
-    main([int(argument) for argument in sys.argv[1:]] or [512, 2048])
+    sys.path.remove(str(Path(__file__).resolve().parent))  # numba takes bench/coverage.py for the package of that name
+    main([int(argument) for argument in sys.argv[1:]] or [256, 1024, 4096, 16384])
