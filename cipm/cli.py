@@ -22,7 +22,7 @@ from cipm.jail import Limits
 from cipm.jail import run as run_jailed
 from cipm.options import ORDERS, AnalysisOptions, parse_options
 from cipm.views.facts import STRUCTURE_FILE, freedom_facts
-from cipm.views.text import symmetry_lines
+from cipm.views.text import canonical_lines, fingerprint_lines, symmetry_lines
 
 FORMS = {
     "scale": "scale every unit by a power of two so that the norm of what comes in lies in [1, 2); restore undoes it",
@@ -65,6 +65,13 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=0, help="seed of the random order (default 0)")
     for form, words_for in FORMS.items():
         command.add_argument(f"--{form}", choices=["canonical"], help=words_for)
+    command = _add(words, "canonicalize", canonicalize, "write the model in the one form that all its permuted copies share",
+                   "MODEL", "out", "json")
+    command.add_argument("--reference", type=Path, metavar="REF",
+                         help="put every unit where this model has the most similar one: for copies that are almost equal")
+    command = _add(words, "fingerprint", fingerprint, "print a hash that all permuted copies of a model share; with several "
+                   "models, exit 0: all equal, 1: not", "json")
+    command.add_argument("MODEL", type=Path, nargs="+")
     _add(words, "restore", restore, "undo reorganize: tensors bit-identical to the upload", "FILE", "out", "json")
     command = _add(words, "verify", verify, "are two models the same function? Exit 0: yes, 1: no", "A", "B", "json")
     command.add_argument("--probe", type=Path, help="compare on these rows instead of random inputs")
@@ -118,6 +125,29 @@ def reorganize(arguments: argparse.Namespace) -> int:
     return _print(arguments, {**result, "filename": str(arguments.out)}, lambda r: [
         f"wrote {r['filename']} in {order} order{formed}: max |Δoutput| {plan['max_abs']:.2g}, relative {plan['max_rel']:.2g} "
         f"(float64, {plan['rows']} random rows)", *r.get("notes", ())])
+
+
+def canonicalize(arguments: argparse.Namespace) -> int:
+    """Write the model in canonical order, or in that of a reference."""
+    with _scratch() as scratch:
+        request = {"other": None, "filename": arguments.out.name, **_files(model=arguments.MODEL),
+                   **_files(other=arguments.reference)}
+        result = _run(f"{COMMANDS}:canonicalize_job", request, scratch)
+        _place(scratch / result["filename"], arguments.out)
+    return _print(arguments, {**result, "filename": str(arguments.out)}, canonical_lines)
+
+
+def fingerprint(arguments: argparse.Namespace) -> int:
+    """Print the fingerprints of models, and whether they are equal."""
+    found, requests = [], [_files(model=path) for path in arguments.MODEL]
+    for path, request in zip(arguments.MODEL, requests, strict=True):
+        with _scratch() as scratch:
+            found.append({"model": str(path), **_run(f"{COMMANDS}:fingerprint_job", request, scratch)})
+    equal = len({entry["fingerprint"] for entry in found}) == 1
+    known = equal or all(entry["certain"] for entry in found)
+    result = {"schema_version": 1, "models": found, "equal": equal if known else None}
+    _print(arguments, result, fingerprint_lines)
+    return 0 if equal else 1
 
 
 def restore(arguments: argparse.Namespace) -> int:

@@ -57,15 +57,16 @@ def counterparts(model: Checkpoint, reference: Checkpoint) -> Mapping[str, str]:
 
 def _difference(one: Mapping[str, Any], two: Mapping[str, Any], graph: Graph) -> str:
     """Say where two nameless graphs differ first."""
-    for part in ("inputs", "outputs"):
-        if one[part] != two[part]:
-            return f"their {part} are not the same"
+    if one["inputs"] != two["inputs"]:
+        return "their inputs are not the same"
     for node, mine, other in zip(graph.nodes, one["nodes"], two["nodes"], strict=False):
         if mine != other:
             words = f"is {mine[1]} in the model and {other[1]} in the reference" if mine[1] != other[1] else (
                 f"({mine[1]}) reads other values or has other settings in the reference")
             return f"step {node.name} {words}"
-    return f"the model has {len(one['nodes'])} steps, the reference {len(two['nodes'])}"
+    if len(one["nodes"]) != len(two["nodes"]):
+        return f"the model has {len(one['nodes'])} steps, the reference {len(two['nodes'])}"
+    return "their outputs are not the same"
 
 
 def _used(graph: Graph) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Jail entries of the command line: reorganize, restore and verify on files of unknown origin."""
+"""Jail entries of the command line: reorganize, canonicalize, fingerprint, restore and verify on files of unknown origin."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from cipm.export import Form, restore
 from cipm.load import Checkpoint, load
 from cipm.load.probe import open_probe
 from cipm.options import parse_options
-from cipm.ordering import canonical_orders
+from cipm.ordering import canonical_orders, fingerprint
+from cipm.ordering.matching import match_units
 from cipm.permutation import Permutation
 from cipm.pipeline.context import Context, Emit, batches
 from cipm.pipeline.discovery import proved_groups
 from cipm.pipeline.exporting import write_reorganized
-from cipm.pipeline.organizing import PLAIN_ORDERS, plain_order
+from cipm.pipeline.orders import PLAIN_ORDERS, plain_order
 from cipm.symmetry import TOLERANCE, compare, example_inputs, normalise, with_continuous
 from cipm.trace import run
 
@@ -44,6 +45,29 @@ def reorganize_job(request: Mapping[str, Any], scratch: Path, emit: Emit) -> dic
     return {**result, "forms": list(form.kinds), "restorable": not form.rounded, "notes": list(made.notes)}
 
 
+def canonicalize_job(request: Mapping[str, Any], scratch: Path, emit: Emit) -> dict[str, Any]:
+    """Write the model `request["model"]` in canonical order, or with its units where those of `request["other"]` stand.
+
+    Beside what reorganising gives: `unresolved` (units by group that may stand otherwise in a copy), or `matching`.
+    """
+    context = _proved(request, emit)
+    if request["other"]:
+        found = match_units(context.symmetry, context.checkpoint, load(request["other"]))
+        more, name = {"matching": found.to_json()}, "reference"
+    else:
+        found = canonical_orders(context.symmetry, context.checkpoint.tensors)
+        more, name = {"unresolved": dict(found.unresolved)}, "canonical"
+    return write_reorganized(context, dict(found.orders), name, scratch / request["filename"]) | more
+
+
+def fingerprint_job(request: Mapping[str, Any], scratch: Path, emit: Emit) -> dict[str, Any]:
+    """Return {fingerprint, certain, unresolved: {group: units}, groups, notes} of the model `request["model"]`."""
+    context = _proved(request, emit)
+    found = fingerprint(context.checkpoint, context.symmetry)
+    return {"fingerprint": found.digest, "certain": found.certain, "unresolved": dict(found.unresolved),
+            "groups": len(context.symmetry.groups), "notes": list(context.symmetry.notes)}
+
+
 def restore_job(request: Mapping[str, Any], scratch: Path, emit: Emit) -> dict[str, Any]:
     """Write the tensors of `request["model"]` as they were before it was reorganised."""
     return {"filename": restore(request["model"], scratch / request["filename"]).name}
@@ -64,6 +88,13 @@ def verify_job(request: Mapping[str, Any], scratch: Path, emit: Emit) -> dict[st
         max_abs, max_rel, rows = max(max_abs, absolute), max(max_rel, relative), rows + len(next(iter(inputs.values())))
     return {"same": max_rel <= TOLERANCE, "max_abs": max_abs, "max_rel": max_rel, "rows": rows, "dtype": "float64",
             "tolerance": TOLERANCE, "inputs": "probe" if request["probe"] else "random"}
+
+
+def _proved(request: Mapping[str, Any], emit: Emit) -> Context:
+    """Return a context with the model of a request and its proved groups."""
+    context = Context(request, parse_options({}), {}, emit, {"checkpoint": load(request["model"])})
+    context.kept["symmetry"] = proved_groups(context)
+    return context
 
 
 def _orders(request: Mapping[str, Any], context: Context) -> dict[str, Permutation]:

@@ -1,4 +1,4 @@
-"""The symmetry report as lines of text, for the command line. Pure; torch-free."""
+"""The symmetry report, canonical forms and fingerprints as lines of text, for the command line. Pure; torch-free."""
 
 from __future__ import annotations
 
@@ -53,3 +53,34 @@ def _reason(reason: Json, pins: list[Any]) -> Iterator[str]:
         yield f"    {pins[number]['tensor']} axis {pins[number]['axis']} ({pins[number]['length']} positions)"
     if len(reason["pins"]) > MOST_AXES:
         yield f"    and {len(reason['pins']) - MOST_AXES} more (--json lists all)"
+
+
+def canonical_lines(result: Json) -> list[str]:
+    """Return what `cipm canonicalize` did as lines: the proof, and what is not certain."""
+    plan, matching = result["certificate"]["plan"], result.get("matching")
+    lines = [f"wrote {result['filename']} in {result['order']} order: max |Δoutput| {plan['max_abs']:.2g}, relative "
+             f"{plan['max_rel']:.2g} (float64, {plan['rows']} random rows)"]
+    if matching is None:
+        return lines + _unresolved_lines(result["unresolved"])
+    margins = [group["margin"] for group in matching["groups"] if group["margin"] is not None]
+    return [*lines, f"distance from the reference {matching['distance_before']:.3g} before, {matching['distance']:.3g} now; "
+            f"{matching['certain_share']:.1%} of the units certain"
+            + (f", least margin {min(margins):.3g}" if margins else ""),
+            *(f"  {group['name']}: {group['units'] - group['certain']} of {group['units']} units are not certain"
+              for group in matching["groups"] if group["certain"] < group["units"])]
+
+
+def fingerprint_lines(result: Json) -> list[str]:
+    """Return fingerprints as lines of hash and file, what is not certain, and whether they are equal."""
+    models = result["models"]
+    lines = [f"{entry['fingerprint']}  {entry['model']}" for entry in models]
+    for entry in models:
+        lines += [f"{entry['model']}: {line}" for line in _unresolved_lines(entry["unresolved"])]
+    verdicts = {True: "equal: permuted copies of one model", False: "NOT equal",
+                None: "cannot be told: the fingerprints differ, and not all are certain"}
+    return lines + ([verdicts[result["equal"]]] if len(models) > 1 else [])
+
+
+def _unresolved_lines(unresolved: dict[str, int]) -> list[str]:
+    return [f"{count} units of {name} could not be told apart within the budget: a permuted copy may come out otherwise"
+            for name, count in unresolved.items()]
