@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from cipm.errors import UnsupportedModel
-from cipm.export import pt2
+from cipm.export import huggingface_pruned, onnx_graph, pt2, state_dict_pruned
 from cipm.export.record import dump_record, pruned_record
 from cipm.export.write import Writer, export, whole
 from cipm.load.checkpoint import Checkpoint
 from cipm.permutation import Plan
 from cipm.pruning import Shrunk
+from cipm.symmetry.walk import SYMBOL_SIZES, symbol_sizes
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -60,8 +61,25 @@ def as_pt2(checkpoint: Checkpoint) -> Checkpoint:
         return checkpoint
     results = len(checkpoint.graph.outputs)
     origin = {"args": [i.name for i in checkpoint.graph.inputs], "kwargs": [], "trainable": list(checkpoint.parameter_keys),
-              "outputs": "*" if results == 1 else {"tuple": ["*"] * results}}
+              "outputs": "*" if results == 1 else {"tuple": ["*"] * results}, "samples": _samples(checkpoint)}
     return replace(checkpoint, format="pt2", origin={**checkpoint.origin, **origin})
 
 
-_WRITERS: dict[str, Writer] = {"pt2": _write_pt2}
+def _samples(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """Return the sizes to export with; weights without a model have sizes of our own choice."""
+    if "samples" in checkpoint.origin:
+        return checkpoint.origin["samples"]
+    shapes = symbol_sizes(checkpoint, SYMBOL_SIZES)
+    return {i.name: {"shape": [shapes[d] if isinstance(d, str) else d for d in i.shape],
+                     "dynamic": {str(axis): [d, 1, None] for axis, d in enumerate(i.shape) if isinstance(d, str)}}
+            for i in checkpoint.graph.inputs}
+
+
+def _write_onnx(checkpoint: Checkpoint, tensors: Tensors, _: Path, record: str | None, out: Path) -> None:
+    own = checkpoint.format == "onnx"
+    onnx_graph.write(as_pt2(checkpoint), tensors, record, out, inputs=checkpoint.origin["inputs"] if own else {},
+                     outputs=checkpoint.origin["outputs"] if own else None)
+
+
+_WRITERS: dict[str, Writer] = {"pt2": _write_pt2, "onnx": _write_onnx, "huggingface": huggingface_pruned.write,
+                               "state_dict": state_dict_pruned.write}

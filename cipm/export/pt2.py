@@ -26,6 +26,16 @@ def write(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], source: P
 
     Stack traces are left out: they hold file paths.
     """
+    program = exported(checkpoint, tensors)
+    extra = {"cipm.json": record} if record is not None else {}
+    logging.getLogger("torch.export").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns about its own internals while it saves
+        torch.export.save(program, out, extra_files=extra)
+
+
+def exported(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor]) -> torch.export.ExportedProgram:
+    """Return the graph with these tensors, exported again; without stack traces."""
     origin = checkpoint.origin
     graph, tensors, constants = free_constants(checkpoint, tensors)
     module = to_module(graph, tensors, constants, buffers=set(origin["buffers"]))
@@ -33,11 +43,7 @@ def write(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], source: P
     samples = {i.name: _sample(i, origin["samples"][i.name]) for i in checkpoint.graph.inputs}
     program = export_program(_Structured(module, origin["outputs"]), samples, args=tuple(origin["args"]))
     _forget_traces(program)
-    extra = {"cipm.json": record} if record is not None else {}
-    logging.getLogger("torch.export").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns about its own internals while it saves
-        torch.export.save(program, out, extra_files=extra)
+    return program
 
 
 def _sample(item: Input, saved: Mapping[str, Any]) -> Sample:

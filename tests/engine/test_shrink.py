@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cipm.errors import OptionError
+from cipm.errors import OptionError, UnsupportedModel
 from cipm.load.checkpoint import Checkpoint
 from cipm.pruning import masked, shrink
 from cipm.symmetry import Symmetry, SymmetryGroup, compare, discover_groups, example_inputs
@@ -83,3 +83,135 @@ def test_what_cannot_be_kept_is_said(keep: Keep, text: str) -> None:
     with pytest.raises(OptionError) as caught:
         shrink(*known("mlp"), keep, locked=["layers.1"])
     assert caught.value.message == text
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "densenet", "resnext", "unet_instance_norm"])
+def test_depthwise_grouped_and_concatenated_channels(name: str) -> None:
+    checkpoint, symmetry = known(name)
+    keep = random_keep(symmetry.groups, 1)
+    assert difference(checkpoint, symmetry, keep, shrink(checkpoint, symmetry, keep).checkpoint) <= 1e-10
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_recurrent_layers(name: str) -> None:
+    checkpoint, symmetry = known(name)
+    keep = random_keep(symmetry.groups, 2)
+    assert difference(checkpoint, symmetry, keep, shrink(checkpoint, symmetry, keep).checkpoint) <= 1e-10
+    with pytest.raises(OptionError, match=r"What is kept of cell.weight_ih_l0 differs from block to block, but aten\..* needs "
+                                          "equally many units in each"):
+        shrink(checkpoint, symmetry, {"cell.weight_ih_l0": keep["cell.weight_ih_l0"]})
+
+
+@pytest.mark.parametrize("name", ["multi_head", "llama_rotary", "llama_tied", "mixture_of_experts", "mixture_in_one_layer"])
+def test_heads_grouped_queries_gates_experts_and_the_stream_under_rms_norms(name: str) -> None:
+    checkpoint, symmetry = known(name)
+    keep = random_keep(symmetry.groups, 3)
+    small = shrink(checkpoint, symmetry, keep)
+    assert difference(checkpoint, symmetry, keep, small.checkpoint) <= 1e-10
+    assert small.notes == ("An RMS norm over units that go stands between two factors, so that those that stay keep their "
+                           "values.",)
+
+
+def test_heads_and_units_of_a_transformer() -> None:
+    checkpoint, symmetry = known("transformer")
+    groups = [group for group in symmetry.groups if group.kind != "residual stream"]
+    heads = [group for group in groups if group.kind in ("heads", "units")]
+    keep = random_keep(heads, 4)
+    assert len(heads) == 5
+    assert difference(checkpoint, symmetry, keep, shrink(checkpoint, symmetry, keep).checkpoint) <= 1e-10
+    inner = random_keep([group for group in groups if group.kind == "units in heads"], 4)
+    assert difference(checkpoint, symmetry, inner, shrink(checkpoint, symmetry, inner).checkpoint) <= 1e-10
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_groups_of_a_decoder(seed: int) -> None:
+    checkpoint, symmetry = known("llama_rotary")
+    chosen = np.random.default_rng(seed).random(len(symmetry.groups)) < 0.4
+    keep = random_keep([group for group, take in zip(symmetry.groups, chosen, strict=True) if take], seed, share=0.3)
+    assert difference(checkpoint, symmetry, keep, shrink(checkpoint, symmetry, keep).checkpoint) <= 1e-10
+
+
+def test_a_norm_over_units_that_go_is_refused_by_name() -> None:
+    checkpoint, symmetry = known("transformer")
+    stream = next(group for group in symmetry.groups if group.kind == "residual stream")
+    with pytest.raises(UnsupportedModel) as caught:
+        shrink(checkpoint, symmetry, {stream.name: range(stream.size - 1)})
+    assert caught.value.message == (
+        f"Group {stream.name} cannot be made smaller in this graph, only masked: at aten.layer_norm.default (layer_norm) its "
+        "mean and variance are taken over these units, so that those that stay would change.")
+    assert caught.value.fix == f"Keep all units of {stream.name}, or keep the file whole and mask them."
+
+
+def test_units_of_a_group_norm_are_refused_and_whole_groups_are_not() -> None:
+    checkpoint, symmetry = known("unet_group_norm")
+    inner = next(group for group in symmetry.groups if group.name == "down.0.0.0.units")
+    outer = symmetry.group(inner.parent)
+    with pytest.raises(UnsupportedModel, match="the statistics of each group are taken over these units"):
+        shrink(checkpoint, symmetry, {inner.name: range(0, inner.size, 2)})
+    keep = {outer.name: np.array([0, 3])}
+    assert difference(checkpoint, symmetry, keep, shrink(checkpoint, symmetry, keep).checkpoint) <= 1e-10
+
+
+def test_uneven_and_empty_heads_are_refused() -> None:
+    checkpoint, symmetry = known("multi_head")
+    inner = next(group for group in symmetry.groups if group.kind == "units in heads")
+    width = inner.size // inner.blocks
+    with pytest.raises(OptionError, match=f"What is kept of {inner.name} differs from block to block, but aten.view.default"):
+        shrink(checkpoint, symmetry, {inner.name: range(1, inner.size)})
+    with pytest.raises(OptionError, match=f"Group {inner.name} would keep none of the {width} units of block 0"):
+        shrink(checkpoint, symmetry, {inner.name: range(width, inner.size)})
+    keep = {inner.name: np.arange(width, inner.size), inner.parent: np.arange(1, inner.blocks)}
+    assert difference(checkpoint, symmetry, keep, shrink(checkpoint, symmetry, keep).checkpoint) <= 1e-10
+
+
+def test_a_router_must_have_experts_to_choose_from() -> None:
+    checkpoint, symmetry = known("mixture_of_experts")
+    experts = next(group for group in symmetry.groups if group.kind == "experts")
+    with pytest.raises(UnsupportedModel, match=r"at aten.topk.default \(topk\) it chooses 2 of 1 units"):
+        shrink(checkpoint, symmetry, {experts.name: [0]})
+
+
+class Norms(torch.nn.Module):
+    """Units whose variance is computed, and weights that are scaled to length one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = torch.nn.Linear(4, 6), torch.nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.one(x).relu()
+        weight = self.two.weight / self.two.weight.norm(dim=1, keepdim=True)
+        return torch.nn.functional.linear(h, weight) + h.var(1, keepdim=True)
+
+
+def test_what_is_computed_from_weights_of_units_that_go_is_refused() -> None:
+    checkpoint = as_checkpoint(Norms(), (torch.zeros(2, 4),))
+    symmetry = discover_groups(checkpoint)
+    group, = symmetry.groups
+    with pytest.raises(UnsupportedModel, match="it is computed from the weights of the units that go|its var is taken over"):
+        shrink(checkpoint, symmetry, {group.name: [0, 1, 2]})
+
+
+class Padded(torch.nn.Module):
+    """Channels doubled by padding with zeros and added to a convolution's, then picked by a fixed index and averaged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.more = torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(4, 8, 1)
+        self.register_buffer("order", torch.tensor([7, 0, 3, 5, 1, 2, 6, 4]), persistent=False)
+        self.head = torch.nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).relu()
+        y = torch.nn.functional.pad(x, (0, 0, 0, 0, 2, 2)) + self.more(x)
+        y = torch.cat([y[:, :3], y[:, 3:]], 1)[:, self.order].mean((2, 3))
+        return self.head(y) + y.mean(1, keepdim=True)
+
+
+def test_padding_slices_fixed_indices_and_means() -> None:
+    checkpoint = as_checkpoint(Padded(), (torch.zeros(2, 3, 4, 4),))
+    symmetry = discover_groups(checkpoint)
+    for group in symmetry.groups:
+        keep = random_keep([group], 0)
+        assert difference(checkpoint, symmetry, keep, shrink(checkpoint, symmetry, keep).checkpoint) <= 1e-10
+    assert sum(group.size for group in symmetry.groups) >= 4
