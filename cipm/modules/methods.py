@@ -111,7 +111,7 @@ def _embedding(similarity: np.ndarray, dimensions: int) -> np.ndarray:
     """Return the leading eigenvectors [units, dimensions] of D^−½ S D^−½, with D the row sums of S."""
     scale = 1 / np.sqrt(similarity.sum(axis=1))
     normalised = (similarity * scale * scale[:, None]).astype(np.float32)
-    return leading(normalised, dimensions)[1]
+    return leading(normalised, lambda values: np.arange(values.size) < dimensions)[1]
 
 
 def _nearest(points: np.ndarray, number: int, seed: int) -> np.ndarray:
@@ -146,7 +146,7 @@ def resolutions(factors: np.ndarray, absolute: bool) -> tuple[float, ...]:
     Half of them stand halfway between two such quantiles: close where pairs are many, and one in the middle of a gap
     between two kinds of pairs. The other half are evenly spaced.
     """
-    levels = np.quantile(pairs(factors, absolute), 1 - np.geomspace(*TAIL, TRIED // 2 + 1))
+    levels = np.quantile(_pairs(factors, absolute), 1 - np.geomspace(*TAIL, TRIED // 2 + 1))
     even = np.linspace(levels[0], levels[-1], TRIED // 2 + 2)[1:-1]
     found = np.unique(np.clip(np.r_[(levels[1:] + levels[:-1]) / 2, even], 0.005, 0.99))
     return tuple(float(value) for value in found)
@@ -159,7 +159,7 @@ def numbers(factors: np.ndarray, absolute: bool) -> tuple[int, ...]:
     return tuple(int(value) for value in np.unique(np.geomspace(2, most, TRIED).round()))
 
 
-def pairs(factors: np.ndarray, absolute: bool) -> np.ndarray:
+def _pairs(factors: np.ndarray, absolute: bool) -> np.ndarray:
     """Return the denoised correlations of different live units (of evenly spread ones where there are many)."""
     live = factors[np.abs(factors).sum(axis=1) > 0]
     some = live[::max(1, len(live) // 2048)]

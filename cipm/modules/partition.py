@@ -7,14 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from cipm.errors import InputError, OptionError
+from cipm.modules.halving import drawn_halves
 from cipm.modules.louvain import by_size
-from cipm.modules.methods import METHODS, View, pairs, potts
+from cipm.modules.methods import METHODS, View
 from cipm.modules.refine import module_signs
 from cipm.statistics.spectrum import Factors, denoise
 
 CHANCE = 0.1  # agreement of the two halves below which the modules found are called noise
 EVERYTHING = 0.95  # a module with this share of the units says no more than that all correlate
 PLATEAU = 0.02  # settings whose agreement is this close to the best are equally good
+NOTHING = "no factor stands above the noise of so many samples"
+DISAGREEMENT = "the two probe halves do not agree on any module"
 SCANNED = 2048  # more units than these: the setting is chosen on as many of them, evenly spread
 PAIRS = {"signed": "anti-correlated units repel each other", "absolute": "anti-correlated units belong together"}
 
@@ -71,43 +74,49 @@ def partition(correlation: np.ndarray, *, samples: int, resolution: float = 0.0,
     """Return the modules of a correlation [units, units] sampled `samples` times.
 
     Signed constant-Potts communities of the correlation denoised at the random-matrix edge: pairs above `resolution`
-    attract, the others (anti-correlated ones most) repel; then the correlation itself decides about each unit. With
-    `halves` (the correlations of the two probe halves) resolution 0 chooses the one at which the halves agree best,
-    and modules that do not reproduce at all are dropped; without, it takes the value that splits the denoised
-    correlations best in two (Otsu). Nothing above the edge of noise means no module. A unit alone is in no module.
+    attract, the others (anti-correlated ones most) repel; then the correlation itself decides about each unit.
+    Resolution 0 chooses the one at which the two probe halves agree best, and modules that do not reproduce at all are
+    dropped. `halves` are their correlations; without them two halves are drawn from the correlation as if the samples
+    were Gaussian. Nothing above the edge of noise means no module. A unit alone is in no module.
 
-    Without halves the edge of noise is all there is against false modules, and it holds for activations without heavy
-    tails: rarely active units that happen to fire together once pass it. A group of one unit, one sample, and units
+    Given halves keep out what chance made; drawn ones cannot where activations have heavy tails: rarely active units
+    that once fired together look like a module in both. A group of one unit, one sample, and units
     that are all constant have no module, and `how` says so. Fewer samples than units is allowed: the edge rises with
     units / samples, and weak modules are then not seen.
 
     Raises OptionError for a resolution outside [0, 1), InputError for a correlation that is not square or not finite.
-    Cost: see `denoise` (thrice with halves); then milliseconds per resolution at 512 units. Deterministic for a given
-    generator state.
+    Cost: see `denoise` (thrice), then milliseconds per resolution at 512 units. Deterministic for a given generator
+    state.
     """
     whole, *split = (_checked(part, len(correlation)) for part in (correlation, *(halves or ())))
-    reason = _nothing_to_see(len(whole), samples, halves is not None)
-    if reason:
-        return _none(len(whole), resolution, reason)
-    factors = denoise(whole, samples)
-    parts = tuple(denoise(part, samples // 2, count=factors.values.size) for part in split)
-    views = [View(f.loadings, c) for f, c in zip((factors, *parts), (whole, *split), strict=True)]
-    return _found(views, samples, resolution, clustering, generator)
+    reason = _nothing_to_see(len(whole), samples, resolution)
+    factors = None if reason else denoise(whole, samples, residual=True)
+    if reason or not factors.values.size:
+        return _none(len(whole), resolution, reason or NOTHING)
+    seed = int((generator or np.random.default_rng(0)).integers(2**31))
+    view = View(factors.loadings, whole)
+    if halves is None and (resolution or clustering.modules):
+        return _found([view], samples, resolution, clustering, seed)
+    some = np.arange(len(whole)) if split else _evenly(len(whole))
+    among = split or drawn_halves(whole[np.ix_(some, some)], samples, np.random.default_rng(seed))
+    parts = [View(denoise(part, samples // 2, count=factors.values.size).loadings, part) for part in among]
+    if split:
+        return _found([view, *parts], samples, resolution, clustering, seed)
+    return _by_drawn_halves(view, view.among(some), parts, samples, clustering, seed)
 
 
-def partition_factors(whole: Factors, *, samples: int, resolution: float = 0.0,
-                      halves: tuple[Factors, Factors] | None = None, clustering: Clustering = Clustering(),
-                      generator: np.random.Generator | None = None) -> Partition:
+def partition_factors(whole: Factors, halves: tuple[Factors, Factors], *, samples: int, resolution: float = 0.0,
+                      clustering: Clustering = Clustering(), generator: np.random.Generator | None = None) -> Partition:
     """Return the modules from factors alone, for groups whose correlation is not at hand or too large; see `partition`.
 
-    The halves' factors are best as many as the whole's (`count` of `denoise` and `factors_of_samples`). What the
-    correlation would say below the edge of noise is not used. Cost: seconds at 16,384 units.
+    The factors are best taken with `residual`, the halves' as many as the whole's (`count`); see `factors_of_samples`.
+    What the correlation would say below the edge of noise is not used. Cost: seconds at 16,384 units.
     """
-    views = [View(part.loadings) for part in (whole, *(halves or ()))]
-    reason = _nothing_to_see(len(whole.loadings), samples, halves is not None)
+    reason = _nothing_to_see(len(whole.loadings), samples, resolution) or ("" if whole.values.size else NOTHING)
     if reason:
         return _none(len(whole.loadings), resolution, reason)
-    return _found(views, samples, resolution, clustering, generator)
+    seed = int((generator or np.random.default_rng(0)).integers(2**31))
+    return _found([View(part.loadings) for part in (whole, *halves)], samples, resolution, clustering, seed)
 
 
 def labels(correlation: np.ndarray, samples: int) -> np.ndarray:
@@ -131,54 +140,57 @@ def agreement(a: np.ndarray, b: np.ndarray) -> float:
     return float((together - expected) / (largest - expected)) if largest > expected else 1.0
 
 
-def _found(views: list[View], samples: int, resolution: float, clustering: Clustering,
-           generator: np.random.Generator | None) -> Partition:
-    """Choose the setting, find the modules with it, and say how."""
-    if not 0 <= resolution < 1:
-        raise OptionError(f"The resolution is a correlation from 0 to below 1; it cannot be {resolution}.",
-                          where="resolution")
-    units, seed = len(views[0].factors), int((generator or np.random.default_rng(0)).integers(2**31))
-    if views[0].factors.shape[1] == 0:
-        return _none(units, resolution, "no factor stands above the noise of so many samples")
-    method, absolute = METHODS[clustering.method], clustering.pairs == "absolute"
+def _found(views: list[View], samples: int, resolution: float, clustering: Clustering, seed: int) -> Partition:
+    """Choose the setting, find the modules with it in the whole and the halves, and say how."""
+    method, units = METHODS[clustering.method], len(views[0].factors)
     given = clustering.modules if method.setting == "modules" else resolution
-    chosen, how = (given, "given") if given else _setting(views, clustering, seed)
-    found = [method.find(view, [chosen], absolute, seed)[0] for view in views]
-    gamma = chosen if method.setting == "resolution" else None
-    stability = agreement(found[1], found[2]) if len(views) > 1 else None
+    some = _evenly(units)
+    tried = views if some.size == units else [view.among(some) for view in views]
+    chosen, how = (given, "given") if given else _most_stable(tried, clustering, seed)[:2]
+    where = "" if given or some.size == units else f", tried on {some.size} of {units} units"
+    found = [method.find(view, [chosen], clustering.pairs == "absolute", seed)[0] for view in views]
+    stability = agreement(found[1], found[2]) if len(found) > 1 else None
     if stability is not None and stability < CHANCE:
-        return _none(units, gamma, "the two probe halves do not agree on any module")
-    return Partition(found[0], gamma, stability, f"{how}; {_conditions(clustering, units, samples)}",
-                     (found[1], found[2]) if len(views) > 1 else None,
-                     _signs(views[0], found[0]) if absolute else None)
+        return _none(units, chosen if method.setting == "resolution" else None, DISAGREEMENT)
+    said = f"{how}{' over the two probe halves' if not given else ''}{where}"
+    return _result(views[0], found, chosen, stability, said, samples, clustering)
 
 
-def _setting(views: list[View], clustering: Clustering, seed: int) -> tuple[float | int, str]:
-    """Return the resolution or number of modules on which the halves agree best, and how it was found."""
+def _by_drawn_halves(whole: View, tried: View, parts: list[View], samples: int, clustering: Clustering,
+                     seed: int) -> Partition:
+    """Choose the setting by halves that were drawn; they say nothing of stability."""
+    method, (units, used) = METHODS[clustering.method], (len(whole.factors), len(tried.factors))
+    chosen, how, agreed = _most_stable([tried, *parts], clustering, seed)
+    if agreed < CHANCE:
+        return _none(units, chosen if method.setting == "resolution" else None, DISAGREEMENT)
+    where = "" if used == units else f", tried on {used} of {units} units"
+    found = method.find(whole, [chosen], clustering.pairs == "absolute", seed)
+    return _result(whole, found, chosen, None, f"{how} over two halves drawn from the correlation{where}", samples, clustering)
+
+
+def _most_stable(views: list[View], clustering: Clustering, seed: int) -> tuple[float | int, str, float]:
+    """Return the resolution or number of modules on which the halves agree best, how it was found, and the agreement."""
     method, absolute = METHODS[clustering.method], clustering.pairs == "absolute"
-    if len(views) == 1 and method.setting == "resolution":
-        return _otsu(views[0].factors, absolute), "best split of the denoised correlations in two (no probe halves)"
-    units = len(views[0].factors)
-    some = np.unique(np.linspace(0, units - 1, min(units, SCANNED)).round().astype(np.int64))
-    tried = [view.among(some) for view in views] if some.size < units else views
-    if len(views) == 1:
-        return _like_potts(tried[0], absolute, seed), "as many as Potts communities find (no probe halves)"
-    values = method.values(tried[0].factors, absolute)
-    found = list(zip(*(method.find(view, values, absolute, seed) for view in tried[1:]), strict=True))
-    best = _choose(np.array([agreement(*pair) for pair in found]), found, values)
-    where = "" if some.size == units else f", tried on {some.size} of {units} units"
+    values = method.values(views[0].factors, absolute)
+    found = list(zip(*(method.find(view, values, absolute, seed) for view in views[1:]), strict=True))
+    scores = np.array([agreement(*pair) for pair in found])
+    best = _choose(scores, found, values)
     words = "resolutions" if method.setting == "resolution" else "numbers of modules"
-    return values[best], f"most stable of {len(values)} {words} over the two probe halves{where}"
+    return values[best], f"most stable of {len(values)} {words}", float(scores[best])
 
 
-def _like_potts(view: View, absolute: bool, seed: int) -> int:
-    found = potts(view, [_otsu(view.factors, absolute)], absolute, seed)[0]
-    return max(int(found.max(initial=-1)) + 1, 2)
+def _result(whole: View, found: list[np.ndarray], chosen: float | int, stability: float | None, how: str, samples: int,
+            clustering: Clustering) -> Partition:
+    labels, gamma = found[0], chosen if METHODS[clustering.method].setting == "resolution" else None
+    few = "; fewer samples than units: weak modules are not seen" if samples < labels.size else ""
+    signs = _signs(whole, labels) if clustering.pairs == "absolute" else None
+    return Partition(labels, gamma, stability, f"{how}; {PAIRS[clustering.pairs]}{few}",
+                     (found[1], found[2]) if len(found) > 1 else None, signs)
 
 
-def _conditions(clustering: Clustering, units: int, samples: int) -> str:
-    few = "; fewer samples than units: weak modules are not seen" if samples < units else ""
-    return f"{PAIRS[clustering.pairs]}{few}"
+def _evenly(units: int) -> np.ndarray:
+    """Return the units on which settings are compared."""
+    return np.unique(np.linspace(0, units - 1, min(units, SCANNED)).round().astype(np.int64))
 
 
 def _signs(view: View, labels: np.ndarray) -> np.ndarray:
@@ -202,14 +214,14 @@ def _checked(correlation: np.ndarray, units: int) -> np.ndarray:
     return correlation
 
 
-def _nothing_to_see(units: int, samples: int, halves: bool) -> str:
-    """Return why there can be no module, or nothing."""
+def _nothing_to_see(units: int, samples: int, resolution: float) -> str:
+    """Return why there can be no module, or nothing; refuse a resolution that cannot be."""
+    if not 0 <= resolution < 1:
+        raise OptionError(f"The resolution is a correlation from 0 to below 1; it cannot be {resolution}.",
+                          where="resolution")
     if units < 2:
         return "a group of one unit has no modules"
-    if samples < 2:
-        return "one probe sample shows no correlation: at least two are needed"
-    few = halves and samples < 4
-    return f"{samples} probe samples are too few to compare two halves: at least four are needed" if few else ""
+    return f"{samples} probe samples cannot be halved and compared: at least four are needed" if samples < 4 else ""
 
 
 def _none(units: int, resolution: float | None, how: str) -> Partition:
@@ -225,7 +237,7 @@ def _choose(scores: np.ndarray, found: list[tuple[np.ndarray, np.ndarray]], valu
     telling = np.array([max(_largest(a), _largest(b)) < EVERYTHING for a, b in found])
     if (telling & (scores > 0.5)).any():
         worth = np.where(telling, worth, -1)
-    return _middle_of_plateau(worth, np.asarray(values, dtype=np.float64))
+    return _best_of_plateau(worth, np.asarray(values, dtype=np.float64))
 
 
 def _largest(labels: np.ndarray) -> float:
@@ -234,28 +246,20 @@ def _largest(labels: np.ndarray) -> float:
     return np.bincount(held).max() / held.size if held.size else 0.0
 
 
-def _middle_of_plateau(scores: np.ndarray, values: np.ndarray) -> int:
-    """Return the middle of the widest run, by `values`, of scores within PLATEAU of the best."""
-    good = scores >= scores.max() - PLATEAU
+def _best_of_plateau(scores: np.ndarray, values: np.ndarray) -> int:
+    """Return the one to take of the widest run, by `values`, of scores that are about the best.
+
+    That is the middle where the halves agree fully, and the less they do the nearer to the lower end: halves are noisier
+    than the whole, and noise favours higher resolutions.
+    """
+    top = scores.max()
+    good = scores >= top - PLATEAU - 0.1 * top * (1 - top)
     edges = np.flatnonzero(np.diff(np.r_[False, good, False].astype(int)))
     starts, stops = edges[::2], edges[1::2]
     widths = np.r_[values, values[-1]][stops] - values[starts]  # up to the first value that is no longer good
     widest = int(np.argmax(widths))
     run = np.arange(starts[widest], stops[widest])
-    return int(run[np.abs(values[run] - (values[run[0]] + values[run[-1]]) / 2).argmin()])
-
-
-def _otsu(factors: np.ndarray, absolute: bool, bins: int = 256) -> float:
-    """Return the threshold that separates the denoised correlations of different units into two classes.
-
-    Source: Otsu, "A threshold selection method from gray-level histograms" (1979).
-    """
-    counts, borders = np.histogram(np.clip(pairs(factors, absolute), -1, 1), bins=bins, range=(-1, 1))
-    centres, share = (borders[1:] + borders[:-1]) / 2, np.cumsum(counts) / max(counts.sum(), 1)
-    below = np.cumsum(counts * centres) / max(counts.sum(), 1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        between = (below[-1] * share - below) ** 2 / (share * (1 - share))
-    return float(np.clip(centres[np.nanargmax(np.where(np.isfinite(between), between, -1))], 0.01, 0.85))
+    return int(run[np.abs(values[run] - values[run[0]] - (values[run[-1]] - values[run[0]]) * top / 2).argmin()])
 
 
 def _alone(labels: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ TRACY_WIDOM_99 = 2.0234  # 0.99 quantile of the Tracy–Widom law for real matri
 EXACT_UNITS = 1024  # up to here a dense eigensolver; beyond, a Krylov basis for the eigenvalues above the edge
 BLOCK = 64  # directions by which that basis grows
 TOLERANCE = 1e-3  # residual of a converged eigenpair, relative to its eigenvalue
+Wanted = Callable[[np.ndarray], np.ndarray]  # of eigenvalues, largest first: the mask of those to have
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,22 +43,24 @@ def spectral_edge(units: int, samples: int) -> float:
     return float(centre + TRACY_WIDOM_99 * spread)
 
 
-def denoise(correlation: np.ndarray, samples: int, *, count: int | None = None) -> Factors:
+def denoise(correlation: np.ndarray, samples: int, *, count: int | None = None, residual: bool = False) -> Factors:
     """Return the factors of a correlation [units, units] above the edge of noise for so many samples.
 
     Dead units (no correlation with any other) are left out of the edge and get zero loadings. Signs are fixed: the
-    largest loading of each factor is positive. With `count` so many factors are taken, wherever the edge is (fewer only
-    where there are no more positive ones). Cost: units³ up to 1024 units, beyond that units² × a few times the factors.
+    largest loading of each factor is positive. With `residual`, where any factor stands above the edge, those above the
+    edge of what these leave unexplained are taken too (the noise has less variance than the units). With `count` so
+    many factors are taken, wherever the edge is; fewer where no more are positive. Cost: units³ up to 1024 units, beyond
+    that units² × a few times the factors.
     """
     live = np.flatnonzero(~isolated(correlation))
     edge = spectral_edge(max(live.size, 1), samples)
     if live.size < 2:
         return Factors(np.zeros((len(correlation), 0)), np.zeros(0), edge)
     matrix = correlation if live.size == len(correlation) else correlation[np.ix_(live, live)]
-    return _factors(*leading(matrix, count, edge=edge), live, len(correlation), edge)
+    return _factors(*leading(matrix, _wanted(edge, live.size, count, residual)), live, len(correlation), edge)
 
 
-def factors_of_samples(samples: np.ndarray, *, count: int | None = None) -> Factors:
+def factors_of_samples(samples: np.ndarray, *, count: int | None = None, residual: bool = False) -> Factors:
     """Return what `denoise` returns of the correlation of samples [samples, units], without forming it.
 
     Constant units get zero loadings. Cost: samples × units × a few times the factors; memory: the samples once more,
@@ -70,10 +73,20 @@ def factors_of_samples(samples: np.ndarray, *, count: int | None = None) -> Fact
     if live.size < 2 or len(z) < 2:
         return Factors(np.zeros((z.shape[1], 0)), np.zeros(0), edge)
     z = (z[:, live] / length[live]).astype(np.float32)
+    wanted = _wanted(edge, live.size, count, residual)
     if len(z) > EXACT_UNITS:
-        return _factors(*lanczos(lambda block: z.T @ (z @ block), live.size, edge, count), live, len(length), edge)
-    values, rows = _exact(z @ z.T, edge, count)
+        return _factors(*lanczos(lambda block: z.T @ (z @ block), live.size, wanted), live, len(length), edge)
+    values, rows = leading(z @ z.T, wanted)
     return _factors(values, z.T @ rows / np.sqrt(values), live, len(length), edge)
+
+
+def _wanted(edge: float, units: int, count: int | None, residual: bool) -> Wanted:
+    """Return which eigenvalues, largest first, are factors: so many, or those above the edge."""
+    if count is not None:
+        return lambda values: np.arange(values.size) < count
+    if not residual:
+        return lambda values: values > edge
+    return lambda values: values > edge * (1 - values[values > edge].sum() / units)
 
 
 def _factors(values: np.ndarray, vectors: np.ndarray, live: np.ndarray, units: int, edge: float) -> Factors:
@@ -88,40 +101,35 @@ def isolated(correlation: np.ndarray) -> np.ndarray:
     return np.abs(correlation).sum(axis=0) <= np.abs(correlation.diagonal())
 
 
-def leading(matrix: np.ndarray, count: int | None, *, edge: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Return the `count` largest eigenvalues of a matrix without negative ones (None: those above `edge`), largest first,
-    and their vectors [units, values]; those that are not positive are left out.
+def leading(matrix: np.ndarray, wanted: Wanted) -> tuple[np.ndarray, np.ndarray]:
+    """Return the wanted eigenvalues of a matrix without negative ones, largest first, and their vectors [units, values];
+    those that are not positive are left out.
     """
-    if len(matrix) <= EXACT_UNITS:
-        return _exact(matrix, edge, count)
-    narrow = matrix.astype(np.float32, copy=False)
-    return lanczos(lambda block: narrow @ block, len(matrix), edge, count)
-
-
-def _exact(matrix: np.ndarray, edge: float, count: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return eigenvalues above the edge (or so many), largest first, and their vectors."""
     n = len(matrix)
+    if n > EXACT_UNITS:
+        narrow = matrix.astype(np.float32, copy=False)
+        return lanczos(lambda block: narrow @ block, n, wanted)
+    count = _wanted_of(linalg.eigvalsh(matrix, check_finite=False)[::-1], wanted).sum()
     if count == 0:
         return np.zeros(0), np.zeros((n, 0))
-    which = {"subset_by_value": (edge, np.inf)} if count is None else {"subset_by_index": (max(n - count, 0), n - 1)}
-    values, vectors = linalg.eigh(matrix, driver="evr", check_finite=False, **which)
-    positive = values > 1e-6
-    return values[positive][::-1].astype(np.float64), vectors[:, positive][:, ::-1].astype(np.float64)
+    values, vectors = linalg.eigh(matrix, driver="evr", check_finite=False, subset_by_index=(n - count, n - 1))
+    return values[::-1].astype(np.float64), vectors[:, ::-1].astype(np.float64)
 
 
-def lanczos(apply: Callable[[np.ndarray], np.ndarray], units: int, edge: float,
-            count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Return the eigenvalues above the edge (or the `count` largest), largest first, and their vectors [units, values].
+def _wanted_of(values: np.ndarray, wanted: Wanted) -> np.ndarray:
+    return wanted(values) & (values > 1e-6)
+
+
+def lanczos(apply: Callable[[np.ndarray], np.ndarray], units: int, wanted: Wanted) -> tuple[np.ndarray, np.ndarray]:
+    """Return the wanted eigenvalues, largest first, and their vectors [units, values].
 
     Block Lanczos with full reorthogonalisation of a symmetric matrix without negative eigenvalues, which is given by its
-    product with a float32 block [units, BLOCK]. It ends when all pairs asked for have converged, or at a basis of four
+    product with a float32 block [units, BLOCK]. It ends when all wanted pairs have converged, or at a basis of four
     times as many directions and 512 more: a pair so close to the bulk says little. Deterministic.
 
     Source: Golub & Underwood, "The block Lanczos method for computing eigenvalues" (1977); for the gain over repeated
     products with one block: Musco & Musco, "Randomized block Krylov methods" (2015).
     """
-    if count == 0:
-        return np.zeros(0), np.zeros((units, 0))
     block = np.random.default_rng(0).standard_normal((units, min(BLOCK, units))).astype(np.float32)
     basis, small, checked = np.linalg.qr(block)[0], np.zeros((0, 0)), 0
     while True:
@@ -134,16 +142,16 @@ def lanczos(apply: Callable[[np.ndarray], np.ndarray], units: int, edge: float,
         following, rest = np.linalg.qr(image)
         if np.abs(rest.diagonal()).min() < 1e-2 * np.abs(rest).max():  # small directions are not yet orthogonal to the basis
             following = np.linalg.qr(following - basis @ (basis.T @ following))[0]
-        if len(small) > 1.2 * checked or len(small) + BLOCK > units:
-            checked = len(small)
-            values, vectors = linalg.eigh(small, check_finite=False)
-            wanted = values > edge if count is None else np.arange(len(values)) >= len(values) - count
-            judged = wanted if wanted.any() else np.arange(len(values)) == len(values) - 1  # the first basis may miss them all
+        size = len(small)
+        if size > 1.2 * checked or size + BLOCK > units:
+            checked = size
+            values, vectors = (part[..., ::-1] for part in linalg.eigh(small, check_finite=False))
+            kept = np.flatnonzero(_wanted_of(values, wanted))
+            judged = kept if kept.size else np.zeros(1, dtype=np.int64)  # a small basis may miss them all
             error = np.linalg.norm(rest.astype(np.float64) @ vectors[-new.shape[1]:, judged], axis=0)
-            enough = len(values) > wanted.sum() if count is None else len(values) >= count
-            done = enough and (error <= TOLERANCE * values[judged]).all()
-            if done or len(small) + BLOCK > min(units, 4 * wanted.sum() + 512) or np.abs(rest).max() < 1e-5 * values[-1]:
-                kept = np.flatnonzero(wanted & (values > 1e-6))[::-1]
+            converged = kept.size < size and (error <= TOLERANCE * values[judged]).all()
+            full = size + BLOCK > min(units, 4 * kept.size + 512) or np.abs(rest).max() < 1e-5 * values[0]
+            if converged or full:
                 return values[kept], basis.astype(np.float64) @ vectors[:, kept]
         basis = np.concatenate([basis, following], axis=1)
 
