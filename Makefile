@@ -34,8 +34,8 @@ test: .venv/ready-to-test  ## set up once, then run every test, browser tests in
 lint: .venv/ready-to-test  ## check the style of the code
 	@$(BIN)/ruff check .
 
-bench: .venv/ready-to-bench  ## measure against the peers; prints tables
-	@for file in bench/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+bench: .venv/ready-to-bench  ## measure against the peers; prints tables and writes docs/benchmarks.md
+	@$(BIN)/python tools/write_benchmarks.py
 
 docs: .venv/ready  ## write the generated pages of docs/ anew
 	@$(BIN)/python -m backend.reference

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cipm.errors import OptionError
 
-ORDERS = ("original", "random", "canonical", "nodesort", "spectral", "modules")
+ORDERS = ("original", "random", "canonical", "nodesort", "lexicographic", "spectral", "portfolio", "modules", "coordinated",
+          "importance", "selectivity", "compression", "interpretability", "transfer")
 
 
 def option(default: Any, help: str, unit: str, **bounds: Any) -> Any:
@@ -38,6 +39,12 @@ class AnalysisOptions(BaseModel):
     resolution: float = option(0.0, "Module resolution: the correlation that two units must exceed to attract each "
                                "other; 0 chooses it by stability over the two probe halves.", "correlation",
                                ge=0.0, lt=1.0)
+    module_method: Literal["potts", "agglomerative", "spectral"] = option(
+        "potts", "How modules are sought: communities of the correlation, average linkage, or spectral clustering.", "method")
+    module_pairs: Literal["signed", "absolute"] = option(
+        "signed", "What anti-correlated units do: repel each other, or belong together.", "pairs")
+    module_count: int = option(0, "Number of modules, for agglomerative and spectral; 0 takes the most reproducible one.",
+                               "modules", ge=0, le=10_000)
     max_width: int = option(8192, "Widest group for which the correlation matrix is computed; wider groups are "
                             "listed without it.", "units", ge=2, le=65_536)
     measured_points: int = option(3, "Keep fractions at which a pruning what-if is measured for every group, beside "

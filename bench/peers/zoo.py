@@ -72,6 +72,7 @@ def without_cache(model: nn.Module) -> nn.Module:
     """Return the model told to keep no keys and values, which are no output of its function."""
     for module in model.modules():
         for config in filter(None, (getattr(module, "config", None), getattr(module, "text_config", None))):
-            if hasattr(config, "use_cache"):
-                config.use_cache = False
+            for name in ("use_cache", "use_mems_eval"):
+                if hasattr(config, name):
+                    setattr(config, name, False)
     return model.eval()

@@ -23,7 +23,8 @@ CRITERION = "mean rank over banded anti-Robinson and block contrast"
 
 @dataclass(frozen=True)
 class Portfolio:
-    """The chosen `order` over all rows; `chosen` names its method.
+    """The chosen `order` over all rows; `chosen` names its method, `half` is that method's order of the first half of the
+    rows (the whole order where there were no halves).
 
     `held_out` are the scores of each method's order of the first half of the rows, judged on the second half (empty where
     there were no halves). `how` says in words how the choice was made.
@@ -33,9 +34,10 @@ class Portfolio:
     chosen: str
     held_out: Mapping[str, Scores]
     how: str
+    half: Permutation
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything but the order as JSON-ready values."""
+        """Return everything but the orders as JSON-ready values."""
         return {"chosen": self.chosen, "held_out": {name: s.to_json() for name, s in self.held_out.items()}, "how": self.how}
 
 
@@ -54,13 +56,14 @@ def portfolio(correlation: np.ndarray, halves: tuple[np.ndarray, np.ndarray] | N
     """
     if halves is None:
         only = _every(correlation, samples, blocks, ("spectral",))["spectral"]
-        return Portfolio(only, "spectral", {}, "without probe halves there is nothing to choose by; the usual best")
+        return Portfolio(only, "spectral", {}, "without probe halves there is nothing to choose by; the usual best", only)
     names = tuple(METHODS) if len(correlation) // blocks <= LEAF_ORDER_UNITS else ("spectral", "angle")
     tried = _every(halves[0], samples // 2, blocks, names)
     held_out = {name: scores(halves[1], order) for name, order in tried.items()}
     chosen = _best(held_out)
     order = _every(correlation, samples, blocks, (chosen,))[chosen]
-    return Portfolio(order, chosen, held_out, f"best of {len(names)} by {CRITERION} on the probe half not seen")
+    return Portfolio(order, chosen, held_out, f"best of {len(names)} by {CRITERION} on the probe half not seen",
+                     tried[chosen])
 
 
 def angle(correlation: np.ndarray, samples: int) -> Permutation:

@@ -16,6 +16,7 @@ import torch
 from cipm import __version__
 from cipm.options import ORDERS
 from cipm.permutation import Permutation, compose
+from cipm.pipeline.collecting import collection_facts
 from cipm.pipeline.context import Context
 from cipm.symmetry import Place, SymmetryGroup
 from cipm.views.artefact import AxisMeta, write_index, write_matrix, write_strip
@@ -32,7 +33,7 @@ def view(context: Context, folder: Path) -> None:
     """Write everything that is looked at."""
     orders = read_orders(context)
     matrices = [*_weights(context, folder, orders), *_correlations(context, folder, orders)]
-    organized = context.read("organize", "organize.json")
+    organized = context.read("organize", "organize.json")["groups"]
     for group in context.symmetry.groups:
         if group.name in organized:
             write_strip(folder, group.name, organized[group.name]["labels"])
@@ -141,6 +142,8 @@ def report(context: Context, matrices: list[dict[str, Any]], organized: Mapping[
         "notes": [*shown["notes"], *whatif["notes"]],
         "timings": dict(context.kept.get("timings", {})),
         "baseline": whatif["baseline"], "matrices": matrices,
+        "coordination": context.read("organize", "organize.json")["coordination"],
+        "collection": {name: said for name, said in collection_facts(context).items() if name != "taps"},
         "groups": [_group(group, matrices, organized.get(group.name), whatif["groups"].get(group.name))
                    for group in symmetry.groups],
     }
@@ -156,7 +159,9 @@ def _group(group: SymmetryGroup, matrices: list[dict[str, Any]], organized: Mapp
             "proved": group.proved, "log10_members": group.log10_members, "matrices": mine,
             "similarity": seen.get("similarity"), "samples": seen.get("samples"), "rows": seen.get("rows"),
             "dead": seen.get("dead", []), "modules": seen["modules"], "partition": seen.get("partition"),
-            "orders": seen.get("scores", {}), "effective_dimension": seen.get("effective_dimension"),
+            "orders": seen.get("scores", {}), "chance": seen.get("chance"), "portfolio": seen.get("portfolio"),
+            "policies": seen.get("policies", {}), "activity": seen.get("activity"),
+            "effective_dimension": seen.get("effective_dimension"),
             "redundancy": _with_removable(seen.get("redundancy"), whatif, group.size),
             "canonical_ties": seen.get("canonical_ties", 0),
             "whatif": whatif, "unavailable": seen.get("unavailable")}
