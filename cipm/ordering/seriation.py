@@ -67,9 +67,15 @@ def forward(order: np.ndarray) -> np.ndarray:
 def _ward(points: np.ndarray) -> np.ndarray:
     """Return the leaves of Ward's tree in the order with the shortest path (beyond LEAF_ORDER_UNITS: see `_hanging`)."""
     points = points.astype(np.float32)
-    squares = np.square(points).sum(axis=1)
-    merges, close = linked(len(points), "ward", lambda rows: np.sqrt(np.maximum(
-        squares[rows, None] + squares - 2 * points[rows] @ points.T, 0)))
+    squares, doubled = np.square(points).sum(axis=1), -2 * points.T
+
+    def distances(rows: slice) -> np.ndarray:
+        found = points[rows] @ doubled
+        found += squares
+        found += squares[rows, None]
+        return np.sqrt(np.maximum(found, 0, out=found), out=found)
+
+    merges, close = linked(len(points), "ward", distances)
     return _hanging(merges, points[:, 0]) if close is None else leaf_order(merges, close)
 
 
