@@ -143,7 +143,7 @@ def forms(symmetry: Symmetry, tensors: Tensors, copies: int, **options: int) -> 
 
 @pytest.mark.parametrize("name", TIED)
 def test_ties_are_broken_alike_in_every_copy(name):
-    found, unresolved = forms(*TIED[name], 20)
+    found, unresolved = forms(*TIED[name], 8)
     assert len(found) == 1 and not any(unresolved)
 
 
