@@ -19,46 +19,52 @@ FROM_SINGLES = 2048  # more units than these start from an optimum of as many, d
 
 
 def communities(factors: np.ndarray, resolution: float, *, generator: np.random.Generator,
-                starts: int | None = None, absolute: bool = False) -> np.ndarray:
+                starts: int | None = None, absolute: bool = False, sizes: np.ndarray | None = None) -> np.ndarray:
     """Return a label [units] per unit: the best of several local optima.
 
     Labels are 0 … m−1, largest module first (ties by first unit); a unit alone has a label of its own. `starts` is
     the number of optima tried (default 4 up to 512 units, fewer beyond): real layers have many, a few per cent apart.
-    `absolute` lets units that vary against each other belong together. Cost: units × modules × factors a pass, and
+    `absolute` lets units that vary against each other belong together. With `sizes` each row stands for so many units
+    and holds the sum of their factors. Cost: units × modules × factors a pass, and
     at most 2048² × factors to begin with; a few passes.
     """
-    reach = np.linalg.norm(factors, axis=1)
+    sizes = np.ones(len(factors), dtype=np.float32) if sizes is None else sizes.astype(np.float32)
+    reach = np.linalg.norm(factors, axis=1) / sizes
     near = np.flatnonzero(reach * reach.max(initial=0) > resolution)  # the others are best alone (Cauchy and Schwarz)
     close = np.ascontiguousarray(factors[near], dtype=np.float32)
-    starts = starts or int(np.clip(FROM_SINGLES // max(len(factors), 1), 1, 4))
-    found = [_optimum(close, resolution, generator, absolute) for _ in range(starts)]
-    best = found[0] if starts == 1 else max(found, key=lambda one: quality(close, one[0], resolution, one[1]))
+    starts = starts or int(np.clip(2048 // max(len(factors), 1), 1, 4))
+    found = [_optimum(close, sizes[near], resolution, generator, absolute) for _ in range(starts)]
+    best = max(found, key=lambda one: quality(close, one[0], resolution, one[1], sizes[near]))
     labels = len(factors) + np.arange(len(factors))
     labels[near] = best[0]
     return by_size(labels)
 
 
-def quality(factors: np.ndarray, labels: np.ndarray, resolution: float, signs: np.ndarray | None = None) -> float:
-    """Return Σ over pairs in one module of (Ĉ_ij − resolution), for dense labels; `signs` [units] ±1 where they count."""
-    sums, sizes = module_sums(factors if signs is None else factors * signs[:, None], labels)
-    return float((np.square(sums).sum() - np.square(factors).sum() - resolution * (sizes * (sizes - 1)).sum()) / 2)
+def quality(factors: np.ndarray, labels: np.ndarray, resolution: float, signs: np.ndarray | None = None,
+            sizes: np.ndarray | None = None) -> float:
+    """Return Σ over pairs in one module of (Ĉ_ij − resolution), for dense labels, up to a constant where rows have
+    `sizes`; `signs` [units] ±1 where they count.
+    """
+    sums, _ = module_sums(factors if signs is None else factors * signs[:, None], labels)
+    sizes = np.ones(len(factors)) if sizes is None else sizes
+    joint = np.square(np.bincount(labels, weights=sizes)).sum() - np.square(sizes).sum()
+    return float((np.square(sums).sum() - np.square(factors).sum() - resolution * joint) / 2)
 
 
-def _optimum(factors: np.ndarray, resolution: float, generator: np.random.Generator,
+def _optimum(factors: np.ndarray, sizes: np.ndarray, resolution: float, generator: np.random.Generator,
              absolute: bool) -> tuple[np.ndarray, np.ndarray]:
     """Return labels that neither moving a unit nor merging two modules improves, and the units' signs."""
-    labels, signs = _start(factors, resolution, generator, absolute)
+    labels, signs = _start(factors, sizes, resolution, generator, absolute)
     for _ in range(10):
         before = labels.copy()
-        sizes = np.ones(len(labels), dtype=np.float32)
         labels, signs = _move(factors, sizes, labels, signs, resolution, generator, absolute)
-        labels, signs = _aggregate(factors, labels, signs, resolution, generator, absolute)
+        labels, signs = _aggregate(factors, sizes, labels, signs, resolution, generator, absolute)
         if np.array_equal(labels, before):
             break
     return labels, signs
 
 
-def _start(factors: np.ndarray, resolution: float, generator: np.random.Generator,
+def _start(factors: np.ndarray, sizes: np.ndarray, resolution: float, generator: np.random.Generator,
            absolute: bool) -> tuple[np.ndarray, np.ndarray]:
     """Return each unit alone, or, of many units, the optimum of a sample of them and the others unplaced (−1).
 
@@ -69,17 +75,18 @@ def _start(factors: np.ndarray, resolution: float, generator: np.random.Generato
         return np.arange(units), np.ones(units, dtype=np.float32)
     labels, signs = np.full(units, -1), np.ones(units, dtype=np.float32)
     drawn = np.sort(generator.choice(units, FROM_SINGLES, replace=False))
-    labels[drawn], signs[drawn] = _optimum(factors[drawn], resolution, generator, absolute)
+    labels[drawn], signs[drawn] = _optimum(factors[drawn], sizes[drawn], resolution, generator, absolute)
     return labels, signs
 
 
-def _aggregate(factors: np.ndarray, labels: np.ndarray, signs: np.ndarray, resolution: float,
+def _aggregate(factors: np.ndarray, sizes: np.ndarray, labels: np.ndarray, signs: np.ndarray, resolution: float,
                generator: np.random.Generator, absolute: bool) -> tuple[np.ndarray, np.ndarray]:
     """Return labels and signs after merging whole modules for as long as that gains."""
     while True:
-        sums, sizes = module_sums(factors * signs[:, None], labels)
-        merged, turned = _move(sums, sizes, np.arange(sizes.size), np.ones_like(sizes), resolution, generator, absolute)
-        if merged.max(initial=-1) + 1 == sizes.size:
+        sums, _ = module_sums(factors * signs[:, None], labels)
+        heavy = np.bincount(labels, weights=sizes).astype(np.float32)
+        merged, turned = _move(sums, heavy, np.arange(heavy.size), np.ones_like(heavy), resolution, generator, absolute)
+        if merged.max(initial=-1) + 1 == heavy.size:
             return labels, signs
         labels, signs = merged[labels], signs * turned[labels]
 
@@ -94,9 +101,11 @@ def _move(factors: np.ndarray, sizes: np.ndarray, labels: np.ndarray, signs: np.
 
 def module_sums(factors: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the sums of the factors [modules, factors] and the sizes [modules] of dense labels."""
-    sums = np.zeros((labels.max(initial=-1) + 1, factors.shape[1]), dtype=factors.dtype)
-    np.add.at(sums, labels, factors)
-    return sums, np.bincount(labels, minlength=sums.shape[0]).astype(factors.dtype)
+    sizes = np.bincount(labels)
+    if not labels.size:
+        return np.zeros((0, factors.shape[1]), dtype=factors.dtype), sizes.astype(factors.dtype)
+    sums = np.add.reduceat(factors[np.argsort(labels, kind="stable")], np.cumsum(sizes) - sizes, axis=0)
+    return sums, sizes.astype(factors.dtype)
 
 
 def by_size(labels: np.ndarray) -> np.ndarray:

@@ -57,7 +57,8 @@ def denoise(correlation: np.ndarray, samples: int, *, count: int | None = None, 
     if live.size < 2:
         return Factors(np.zeros((len(correlation), 0)), np.zeros(0), edge)
     matrix = correlation if live.size == len(correlation) else correlation[np.ix_(live, live)]
-    return _factors(*leading(matrix, _wanted(edge, live.size, count, residual)), live, len(correlation), edge)
+    return _factors(*leading(matrix, _wanted(edge, live.size / max(samples - 1, 1), live.size, count, residual)), live,
+                    len(correlation), edge)
 
 
 def factors_of_samples(samples: np.ndarray, *, count: int | None = None, residual: bool = False) -> Factors:
@@ -66,27 +67,50 @@ def factors_of_samples(samples: np.ndarray, *, count: int | None = None, residua
     Constant units get zero loadings. Cost: samples × units × a few times the factors; memory: the samples once more,
     in float32. Exact (samples² × units) up to 1024 samples.
     """
-    z = samples - samples.mean(axis=0)
-    length = np.linalg.norm(z, axis=0)
-    live = np.flatnonzero(length > 1e-6 * np.abs(samples).max(axis=0, initial=0) * np.sqrt(len(z)))
+    z, live = _standardised(samples)
     edge = spectral_edge(max(live.size, 1), len(z))
     if live.size < 2 or len(z) < 2:
-        return Factors(np.zeros((z.shape[1], 0)), np.zeros(0), edge)
-    z = (z[:, live] / length[live]).astype(np.float32)
-    wanted = _wanted(edge, live.size, count, residual)
+        return Factors(np.zeros((samples.shape[1], 0)), np.zeros(0), edge)
+    wanted = _wanted(edge, live.size / (len(z) - 1), live.size, count, residual)
     if len(z) > EXACT_UNITS:
-        return _factors(*lanczos(lambda block: z.T @ (z @ block), live.size, wanted), live, len(length), edge)
+        return _factors(*lanczos(lambda block: z.T @ (z @ block), live.size, wanted), live, samples.shape[1], edge)
     values, rows = leading(z @ z.T, wanted)
-    return _factors(values, z.T @ rows / np.sqrt(values), live, len(length), edge)
+    return _factors(values, z.T @ rows / np.sqrt(values), live, samples.shape[1], edge)
 
 
-def _wanted(edge: float, units: int, count: int | None, residual: bool) -> Wanted:
-    """Return which eigenvalues, largest first, are factors: so many, or those above the edge."""
+def _standardised(samples: np.ndarray, rows: int = 256) -> tuple[np.ndarray, np.ndarray]:
+    """Return the samples centred and of unit length in float32 [samples, live units], and which units are live."""
+    mean = samples.mean(axis=0, dtype=np.float64)
+    z, squares = np.empty(samples.shape, dtype=np.float32), np.zeros(samples.shape[1])
+    for start in range(0, len(samples), rows):  # a few rows at a time: what they need stays in the cache
+        centred = samples[start:start + rows] - mean
+        squares += np.einsum("ij,ij->j", centred, centred)
+        z[start:start + rows] = centred
+    live = np.flatnonzero(np.sqrt(squares) > 1e-6 * np.abs(mean) * np.sqrt(len(z)))
+    z = z if live.size == len(mean) else z[:, live]
+    z *= (1 / np.sqrt(squares[live])).astype(np.float32)
+    return z, live
+
+
+def _wanted(edge: float, ratio: float, units: int, count: int | None, residual: bool) -> Wanted:
+    """Return which eigenvalues, largest first, are factors: so many, or those above the edge (of the residual)."""
     if count is not None:
         return lambda values: np.arange(values.size) < count
     if not residual:
         return lambda values: values > edge
-    return lambda values: values > edge * (1 - values[values > edge].sum() / units)
+    return lambda values: values > edge * _residual(values[values > edge], ratio, units)
+
+
+def _residual(above: np.ndarray, ratio: float, units: int) -> float:
+    """Return the variance per direction that the factors above the edge leave, of `ratio` = units / samples.
+
+    Each counts with the eigenvalue l of which λ = l (1 + ratio / (l − 1)) is the sampled one.
+
+    Source: Baik & Silverstein, "Eigenvalues of large sample covariance matrices of spiked population models" (2006).
+    """
+    shifted = above + 1 - ratio
+    true = (shifted + np.sqrt(np.maximum(shifted**2 - 4 * above, 0))) / 2
+    return float(max(units - true.sum(), 0) / max(units - above.size, 1))
 
 
 def _factors(values: np.ndarray, vectors: np.ndarray, live: np.ndarray, units: int, edge: float) -> Factors:
