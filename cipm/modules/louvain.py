@@ -100,11 +100,12 @@ def _move(factors: np.ndarray, sizes: np.ndarray, labels: np.ndarray, signs: np.
 
 
 def module_sums(factors: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sums of the factors [modules, factors] and the sizes [modules] of dense labels."""
+    """Return the sums of the factors [modules, factors] and the sizes [modules]."""
     sizes = np.bincount(labels)
-    if not labels.size:
-        return np.zeros((0, factors.shape[1]), dtype=factors.dtype), sizes.astype(factors.dtype)
-    sums = np.add.reduceat(factors[np.argsort(labels, kind="stable")], np.cumsum(sizes) - sizes, axis=0)
+    sums, present = np.zeros((sizes.size, factors.shape[1]), dtype=factors.dtype), np.flatnonzero(sizes)
+    if present.size:
+        starts = (np.cumsum(sizes) - sizes)[present]
+        sums[present] = np.add.reduceat(factors[np.argsort(labels, kind="stable")], starts, axis=0)
     return sums, sizes.astype(factors.dtype)
 
 
