@@ -1,9 +1,9 @@
 """Pruning without retraining: what each number of kept units costs, and how the kept ones take over."""
 
-from cipm.pruning.elimination import Curve, default_ridge, elimination_curve
+from cipm.pruning.elimination import Curve, cost_of_order, default_ridge, elimination_curve, quick_curve
 from cipm.pruning.fold import with_refit
 from cipm.pruning.refit import calibrate, reconstruction
 from cipm.pruning.shrink import Shrunk, masked, shrink
 
-__all__ = ["Curve", "Shrunk", "calibrate", "default_ridge", "elimination_curve", "masked", "reconstruction", "shrink",
-           "with_refit"]
+__all__ = ["Curve", "Shrunk", "calibrate", "cost_of_order", "default_ridge", "elimination_curve", "masked", "quick_curve",
+           "reconstruction", "shrink", "with_refit"]

@@ -9,10 +9,12 @@ import numpy as np
 from scipy import linalg
 
 from cipm.errors import InputError
+from cipm.pruning.factor import ElementTap, UnitTap
 from cipm.pruning.ridge import ridged_factor
 
-BLOCK = 64  # removals between two updates of the full matrices
 ENOUGH = 2  # samples per unit from which the covariance is taken as it is
+BLOCK = 64  # removals between two updates of the full matrices
+Matrices = Sequence[np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +42,8 @@ def default_ridge(units: int, samples: int) -> float:
     return float(np.clip(1e-4 * units * ENOUGH / max(samples, 1), 1e-4, 1e-2))
 
 
-def elimination_curve(covariances: Sequence[np.ndarray], grams: Sequence[np.ndarray], *, samples: int,
-                      ridge: float | None = None) -> Curve:
+def elimination_curve(covariances: Matrices, grams: Matrices, *, samples: int, ridge: float | None = None,
+                      units: int | None = None, blocks: int = 1) -> Curve:
     """Return the order in which to remove units, and the cost of keeping each number of them.
 
     One covariance C [units, units] and one consumers' Gram G = WᵀW [units, units] (W [outputs, units] maps the units
@@ -49,105 +51,106 @@ def elimination_curve(covariances: Sequence[np.ndarray], grams: Sequence[np.ndar
     tr(G_SS (C_SS − C_SK C_KK⁻¹ C_KS)). Each step removes the unit that raises this least, given what is gone. Dead
     units cost nothing and go first (ties by index).
 
+    Where `units` is given, matrices may be [units × e, units × e] with e elements of each unit side by side (its positions
+    behind a flatten, the positions of a kernel), which go together; e may differ from tap to tap. With `blocks`, units are
+    removed evenly from as many equal runs (the units inside heads).
+
     With fewer than twice as many samples as units the ridge grows and a note says that the curve is optimistic.
-    Raises InputError where a value is not finite or the shapes differ. Cost: about 3 units³ per tap in float64, in
-    rank-64 updates; memory 4 units².
+    Raises InputError where a value is not finite or the shapes differ. Cost: about 2 units³ multiply-adds per tap in float64,
+    in rank-64 updates of triangles (with elements 4 (units × e)³); memory 2 units² beside what is given.
 
     Source: the selection of Optimal Brain Surgeon (Hassibi & Stork 1993) applied to columns of W: removing unit q from
     weights W′ with P = C_KK⁻¹ costs ‖W′_q‖² / P_qq.
     """
-    n = _checked(covariances, grams)
-    share = default_ridge(n, samples) if ridge is None else ridge
-    taps = [_Tap.start(c, g, share) for c, g in zip(covariances, grams, strict=True)]
-    alive = np.arange(n)
-    order, costs = [], [0.0]
-    while alive.size:
-        steps, added = _eliminate(taps, min(BLOCK, alive.size))
-        order.extend(alive[steps])
-        costs.extend(costs[-1] + np.cumsum(added))
-        keep = np.setdiff1d(np.arange(alive.size), steps)
-        taps, alive = [tap.compressed(keep) for tap in taps], alive[keep]
-    notes = () if samples >= ENOUGH * n else (
-        f"{samples} samples for {n} units: the prediction is optimistic, a ridge of {share:.1%} of the mean variance "
-        "holds it back.",)
-    return Curve(np.array(order, dtype=np.int64), np.array(costs[::-1]), share, notes)
+    n, share = _prepared(covariances, grams, samples, ridge, units, blocks)
+    taps = [(UnitTap if len(c) == n else ElementTap).start(c, g, n, share, BLOCK)
+            for c, g in zip(covariances, grams, strict=True)]
+    order, added = _eliminate(taps, n, blocks)
+    return Curve(order, np.append(np.cumsum(added)[::-1], 0.0), share, _limits(covariances, samples, share))
 
 
-def _checked(covariances: Sequence[np.ndarray], grams: Sequence[np.ndarray]) -> int:
-    shapes = {np.shape(matrix) for matrix in (*covariances, *grams)}
-    if len(covariances) != len(grams) or len(shapes) != 1 or len(set(*shapes)) != 1:
+def quick_curve(covariances: Matrices, grams: Matrices, *, samples: int, ridge: float | None = None,
+                units: int | None = None, blocks: int = 1) -> Curve:
+    """Return a curve as `elimination_curve` does, of a simpler order: what to show first where units are many.
+
+    Units are kept in the order of a pivoted Cholesky factor of the covariance, each unit weighted by the norm of what reads
+    it; the cost of that order is exact. Cost: one factor for the order, one factor and product per tap for the cost.
+    """
+    n, share = _prepared(covariances, grams, samples, ridge, units, blocks)
+    total = np.zeros((n, n))
+    for c, g in zip(covariances, grams, strict=True):
+        root = np.sqrt(np.maximum(g.diagonal(), 0))
+        total += (c * root * root[:, None]).reshape(n, len(c) // n, n, -1).sum((1, 3))
+    pivots = linalg.lapack.dpstrf(total, lower=1)[1] - 1
+    order = np.array(_evenly(pivots[::-1], n // blocks), dtype=np.int64)
+    return Curve(order, cost_of_order(covariances, grams, order, ridge=share), share, _limits(covariances, samples, share))
+
+
+def cost_of_order(covariances: Matrices, grams: Matrices, removal_order: np.ndarray, *, ridge: float) -> np.ndarray:
+    """Return the cost [units + 1] of keeping each number of units where they are removed in this order.
+
+    With the units kept longest first, C = L Lᵀ and V = W L: cost[k] = Σ_{t ≥ k} ‖V_t‖². Cost: one Cholesky factor and one
+    product per tap.
+    """
+    n = len(removal_order)
+    steps = np.zeros(n)
+    for c, g in zip(covariances, grams, strict=True):
+        e = len(c) // n
+        first = (removal_order[::-1, None] * e + np.arange(e)).ravel()
+        (factor, _), _ = ridged_factor(c[np.ix_(first, first)], ridge, float(np.trace(c)) / max(len(c), 1))
+        lower = np.tril(factor)
+        steps += np.einsum("ij,ij->j", lower, g[np.ix_(first, first)] @ lower).reshape(n, e).sum(1)
+    return np.append(np.cumsum(np.maximum(steps, 0)[::-1])[::-1], 0.0)
+
+
+def _evenly(order: np.ndarray, width: int) -> list[int]:
+    """Return the units so that each round takes one from every run of `width`, otherwise in this order."""
+    rank = np.empty(len(order), dtype=np.int64)
+    for run in range(len(order) // width):
+        inside = order[order // width == run]
+        rank[inside] = np.arange(width)
+    return sorted(order.tolist(), key=lambda unit: rank[unit])
+
+
+def _prepared(covariances: Matrices, grams: Matrices, samples: int, ridge: float | None, units: int | None,
+              blocks: int) -> tuple[int, float]:
+    """Return (units, ridge); raises InputError where the matrices do not fit."""
+    shapes = [(np.shape(c), np.shape(g)) for c, g in zip(covariances, grams, strict=False)]
+    n = units or (len(covariances[0]) if len(covariances) else 0)
+    square = all(c == g and len(c) == 2 and c[0] == c[1] and n and c[0] % n == 0 for c, g in shapes)
+    alike = units is not None or len({c for c, _ in shapes}) == 1
+    if len(covariances) != len(grams) or not shapes or not square or not alike or n % blocks:
         raise InputError("Each tap needs a covariance and a consumers' Gram of one square shape; the shapes are "
                          f"{[np.shape(c) for c in covariances]} and {[np.shape(g) for g in grams]}.")
     if not all(np.isfinite(matrix).all() for matrix in (*covariances, *grams)):
         raise InputError("A covariance or a consumers' Gram has a value that is not finite.")
-    return int(next(iter(shapes))[0])
+    return n, default_ridge(max(len(c) for c in covariances), samples) if ridge is None else ridge
 
 
-@dataclass(eq=False)
-class _Tap:
-    """The state of one tap over the units still kept: P = (C + ridge)⁻¹ and G = W′ᵀW′ of the refitted consumers.
-
-    Within a block both are held as start matrix and low-rank change: P − Σ a_t a_tᵀ d_t and, with
-    M = I − Σ z_t a_tᵀ, MᵀGM. `d` and `g` are their current diagonals.
-    """
-
-    precision: np.ndarray
-    gram: np.ndarray
-    a: np.ndarray
-    z: np.ndarray
-    gz: np.ndarray
-    scale: np.ndarray
-    d: np.ndarray
-    g: np.ndarray
-    count: int = 0
-
-    @classmethod
-    def start(cls, covariance: np.ndarray, gram: np.ndarray, ridge: float) -> _Tap:
-        n = len(covariance)
-        factor, _ = ridged_factor(covariance, ridge, float(np.trace(covariance)) / max(n, 1))
-        precision = linalg.cho_solve(factor, np.eye(n), overwrite_b=True, check_finite=False)
-        return cls.of(precision, np.array(gram, dtype=np.float64))
-
-    @classmethod
-    def of(cls, precision: np.ndarray, gram: np.ndarray) -> _Tap:
-        n = len(precision)
-        a, z, gz = (np.zeros((BLOCK, n)) for _ in range(3))
-        return cls(precision, gram, a, z, gz, np.zeros(BLOCK), precision.diagonal().copy(), gram.diagonal().copy())
-
-    def remove(self, q: int) -> None:
-        """Take unit q out and let the others take over: rank-one changes of both, diagonals kept current."""
-        t = self.count
-        a, z, gz = self.a[:t], self.z[:t], self.gz[:t]
-        column = self.precision[q] - (self.scale[:t] * a[:, q]) @ a
-        pivot = column[q]
-        weights = -(a[:, q] @ z)
-        weights[q] += 1
-        transfer = self.gram[q] - a[:, q] @ gz
-        shared = transfer - (z @ transfer) @ a
-        self.a[t], self.z[t], self.gz[t], self.scale[t] = column / pivot, weights, transfer, pivot
-        self.g += self.a[t] * (shared[q] * self.a[t] - 2 * shared)
-        self.d -= column * self.a[t]
-        self.count += 1
-
-    def compressed(self, keep: np.ndarray) -> _Tap:
-        """Return the tap over the units kept, with the block's changes applied."""
-        a, z, gz = self.a[:self.count], self.z[:self.count], self.gz[:self.count]
-        ak = np.ascontiguousarray(a[:, keep])
-        precision = self.precision[np.ix_(keep, keep)] - (ak.T * self.scale[:self.count]) @ ak
-        crossed = gz[:, keep].T - 0.5 * ak.T @ (gz @ z.T)
-        change = crossed @ ak
-        return _Tap.of(precision, self.gram[np.ix_(keep, keep)] - change - change.T)
+def _limits(covariances: Matrices, samples: int, share: float) -> tuple[str, ...]:
+    widest = max(len(c) for c in covariances)
+    return () if samples >= ENOUGH * widest else (
+        f"{samples} samples for {widest} units: the prediction is optimistic, a ridge of {share:.1%} of the mean variance "
+        "holds it back.",)
 
 
-def _eliminate(taps: list[_Tap], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Remove `count` units one by one; return their positions and what each added to the cost."""
-    gone = np.zeros(len(taps[0].d), dtype=bool)
-    steps, added = np.empty(count, dtype=np.int64), np.empty(count)
-    for t in range(count):
-        with np.errstate(divide="ignore", invalid="ignore"):
-            price = sum(np.maximum(tap.g, 0) / np.maximum(tap.d, np.finfo(float).tiny) for tap in taps)
-        q = int(np.argmin(np.where(gone, np.inf, price)))
-        steps[t], added[t], gone[q] = q, price[q], True
+def _eliminate(taps: Sequence[UnitTap | ElementTap], n: int, blocks: int) -> tuple[np.ndarray, np.ndarray]:
+    """Remove all units one by one; return them and what each added to the cost."""
+    gone, units, block = np.zeros(n, dtype=bool), np.arange(n), np.arange(n) // (n // blocks)
+    left = np.full(blocks, n // blocks)
+    steps, added = np.empty(n, dtype=np.int64), np.empty(n)
+    for t in range(n):
+        if t % BLOCK == 0 and t:
+            alive = ~gone[units] if gone[units].mean() > 1 / 8 else None
+            for tap in taps:
+                tap.flush(alive)
+            units = units if alive is None else units[alive]
+        price = sum(tap.price() for tap in taps)
+        shut = gone[units] if blocks == 1 else gone[units] | (left[block[units]] < left.max())
+        at = int(np.argmin(np.where(shut, np.inf, price)))
+        q = units[at]
+        steps[t], added[t], gone[q] = q, price[at], True
+        left[block[q]] -= 1
         for tap in taps:
-            tap.remove(q)
+            tap.remove(at)
     return steps, added
