@@ -11,8 +11,11 @@ from frontend import words
 Json = Mapping[str, Any]
 TABS = {"correlation": "Correlation", "weights": "Weights", "redundancy": "Redundancy", "whatif": "What-if",
         "orders": "Orders"}
-ORDER_WORDS = {"original": "Original", "modules": "Modules", "spectral": "Spectral", "canonical": "Canonical",
-               "nodesort": "Nodesort", "random": "Random"}
+ORDER_WORDS = {"original": "Original", "modules": "Modules", "portfolio": "Best seriation", "coordinated": "Coordinated",
+               "spectral": "Spectral", "importance": "Importance", "selectivity": "By class", "canonical": "Canonical",
+               "lexicographic": "Lexicographic", "nodesort": "Nodesort", "random": "Random",
+               "interpretability": "Policy: interpretability", "compression": "Policy: compression",
+               "transfer": "Policy: transfer"}
 STAGE_WORDS = {"open": "Open the model", "discover": "Find the symmetry", "probe": "Read the probe data",
                "collect": "Collect statistics", "organize": "Find modules and orders", "whatif": "Try pruning",
                "view": "Prepare the view", "export": "Write the checkpoint", "measure": "Measure"}
@@ -161,7 +164,8 @@ def compact_ranges(units: Sequence[int]) -> str:
 
 
 SCORES = {"banded_anti_robinson": ("Banded anti-Robinson", "lower is better"), "path": ("Path length", "lower is better"),
-          "block_contrast": ("Block contrast", "higher is better")}
+          "block_contrast": ("Block contrast", "higher is better"),
+          "anti_robinson": ("Anti-Robinson events", "lower is better"), "two_sum": ("2-SUM", "lower is better")}
 
 
 def score_rows(group: Json) -> list[tuple[str, list[tuple[float | None, float | None]]]]:
@@ -180,6 +184,53 @@ def best_scores(rows: Sequence[tuple[str, list[tuple[float | None, float | None]
         pick = min if sense.startswith("lower") else max
         best.append(pick(known)[1] if known else None)
     return best
+
+
+def export_orders(report: Json) -> list[str]:
+    """Return the orders that a whole model can be exported in: those of any group, then the policies."""
+    groups = report.get("groups") or []
+    names = dict.fromkeys(name for group in groups for name in order_names(group))
+    return list(names | dict.fromkeys(name for group in groups for name in group.get("policies") or {}))
+
+
+def chance_row(group: Json) -> list[str] | None:
+    """Return what random orders score on the held-out rows, mean ± standard deviation per score of SCORES, or None."""
+    chance = group.get("chance")
+    if not chance:
+        return None
+    return [f"{words.number(chance['mean'].get(score))} ± {words.number(chance['sd'].get(score), 1)}" for score in SCORES]
+
+
+def dimension_of(dimension: Json, key: str) -> tuple[float, tuple[float, float] | None] | None:
+    """Return (value, values of the two probe halves or None) of one measure of effective dimension, or None without it."""
+    value = dimension.get(key)
+    if isinstance(value, Mapping):
+        value, halves = value.get("value"), value.get("halves")
+    else:
+        halves = (dimension.get("halves") or {}).get(key)
+    return None if value is None else (value, tuple(halves) if halves else None)
+
+
+def order_notes(report: Json, group: Json) -> list[str]:
+    """Return in sentences how the best seriation, the coordinated order and the policies came about."""
+    chosen = group.get("portfolio") or {}
+    notes = [f"Best seriation: {chosen['chosen']}, {chosen['how']}."] if chosen else []
+    notes += [aligned] if (aligned := alignment_words(report)) else []
+    if ties := group.get("canonical_ties"):
+        notes.append(f"Canonical: the order among {words.plural(ties, 'unit')} is not certain to be the same in every copy.")
+    if over := group.get("nodesort_overflow"):
+        notes.append(f"Nodesort: the key of {words.plural(over, 'unit')} overflows float32, so that it does not order them.")
+    return notes + [f"{ORDER_WORDS.get(name, name)} takes {why}" for name, why in (group.get("policies") or {}).items()]
+
+
+def alignment_words(report: Json) -> str | None:
+    """Return how far the coordinated orders line the weight matrices up, in a sentence, or None where nothing was aligned."""
+    found = report.get("coordination") or {}
+    if not found.get("after"):
+        return None
+    return (f"Coordinated orders line up the weight matrices between groups (here {words.integer(len(found['after']))}): mean "
+            f"alignment {words.number(found['mean_after'])}, without {words.number(found['mean_before'])} "
+            "(1 on the diagonal, 0 as by chance).")
 
 
 def fact_list(report: Json) -> list[tuple[str, str]]:

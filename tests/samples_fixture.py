@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,14 @@ class Samples:
 
 @pytest.fixture(scope="session")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
-    folder = tmp_path_factory.mktemp("samples")
-    done = subprocess.run([sys.executable, "-m", "cipm.testing.samples", str(folder)], capture_output=True, text=True,
-                          cwd=Path(__file__).parents[1])
-    assert done.returncode == 0, done.stderr
+    """The samples, trained by whichever test process comes first."""
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "samples"
+    done_before = folder.with_suffix(".done")
+    with FileLock(folder.with_suffix(".lock")):
+        if not done_before.exists():
+            done = subprocess.run([sys.executable, "-m", "cipm.testing.samples", str(folder)], capture_output=True, text=True,
+                                  cwd=Path(__file__).parents[1])
+            assert done.returncode == 0, done.stderr
+            done_before.touch()
     return Samples(folder, json.loads((folder / "samples.json").read_text()))

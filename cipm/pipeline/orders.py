@@ -55,13 +55,13 @@ def plain_order(context: Context, group: SymmetryGroup, name: str, canonical: Ma
     if name == "random":
         generator = np.random.default_rng([context.options.seed, *group.name.encode()])
         return Permutation.random(group.size, generator=generator, blocks=group.blocks)
-    weights, width = _unit_weights(context, group), group.size // group.blocks
+    weights, width = unit_weights(context, group), group.size // group.blocks
     by = {"nodesort": nodesort, "lexicographic": lexicographic}[name]
     runs = [by(weights[b * width:(b + 1) * width]).order + b * width for b in range(group.blocks)]
     return Permutation(np.concatenate(runs))
 
 
-def _unit_weights(context: Context, group: SymmetryGroup) -> np.ndarray:
+def unit_weights(context: Context, group: SymmetryGroup) -> np.ndarray:
     """Return [units, features]: everything stored at each unit's places, side by side, at most 4096 features a place."""
     parts = []
     for place in group.places:

@@ -12,11 +12,11 @@ import numpy as np
 
 from cipm.modules import Clustering, describe_modules, effective_dimension, neighbour_dimension, partition, redundancy
 from cipm.modules.partition import Partition
-from cipm.ordering import canonical_orders
+from cipm.ordering import canonical_orders, nodesort_overflow
 from cipm.pipeline.activity import activity_facts
 from cipm.pipeline.collecting import read_statistics, why_not_collected
 from cipm.pipeline.context import Context
-from cipm.pipeline.orders import PLAIN_ORDERS, Orders, coordinated, judged, plain_order, policies, seen_orders
+from cipm.pipeline.orders import PLAIN_ORDERS, Orders, coordinated, judged, plain_order, policies, seen_orders, unit_weights
 from cipm.pipeline.rows import RowMeans, row_means
 from cipm.pipeline.similarity import Similarity, similarity
 from cipm.pipeline.stored import StoredStatistics
@@ -48,6 +48,7 @@ def organize(context: Context, folder: Path) -> None:
         plain = {name: plain_order(context, group, name, canonical.orders) for name in PLAIN_ORDERS}
         facts = {"similarity": None, "modules": [], "labels": [-1] * group.size,
                  "canonical_ties": canonical.unresolved.get(group.name, 0),
+                 "nodesort_overflow": int(nodesort_overflow(unit_weights(context, group)).sum()),
                  "unavailable": None if alike else _why_not(context, group)}
         found[group.name] = _Found(plain, {}, None, None, facts)
         if alike:

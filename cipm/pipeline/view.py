@@ -163,7 +163,7 @@ def _group(group: SymmetryGroup, matrices: list[dict[str, Any]], organized: Mapp
             "policies": seen.get("policies", {}), "activity": seen.get("activity"),
             "effective_dimension": seen.get("effective_dimension"),
             "redundancy": _with_removable(seen.get("redundancy"), whatif, group.size),
-            "canonical_ties": seen.get("canonical_ties", 0),
+            "canonical_ties": seen.get("canonical_ties", 0), "nodesort_overflow": seen.get("nodesort_overflow", 0),
             "whatif": whatif, "unavailable": seen.get("unavailable")}
 
 

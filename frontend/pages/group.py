@@ -60,7 +60,7 @@ def _main(report: Json, group: Json, view: vm.View, page: Json) -> Any:
     if view.tab == "whatif":
         return whatif.panel(group, report.get("baseline") or {}, page)
     if view.tab == "orders":
-        return _orders(group)
+        return _orders(report, group)
     return _matrices(report, group, view, page)
 
 
@@ -125,7 +125,8 @@ def _module(row: vm.ModuleRow, group: Json) -> html.Tr:
 # ---------------------------------------------------------------- redundancy
 DIMENSIONS = {"participation_ratio": ("Participation ratio", "(Σλ)² / Σλ² of the correlation's eigenvalues"),
               "spectral_edge": ("Above the noise", "eigenvalues beyond the Marchenko–Pastur edge"),
-              "variance_95": ("95 % of the variance", "leading eigenvalues that carry 95 % of it")}
+              "variance_95": ("95 % of the variance", "leading eigenvalues that carry 95 % of it"),
+              "nearest_neighbour": ("Nearest neighbours", "from the distances of rows to their two nearest others (TwoNN)")}
 
 
 def _redundancy(group: Json) -> Any:
@@ -133,28 +134,40 @@ def _redundancy(group: Json) -> Any:
     if not redundancy and not dimension:
         return empty("Redundancy is not known for this group", group.get("unavailable") or
                      "It is not measured for groups of this kind.")
-    dead, samples = group.get("dead") or [], words.integer(group.get("samples"))
+    activity = group.get("activity")
     shares = html.Div([
         big(words.percent(redundancy.get("removable")), "removable units",
             f"while their readers lose at most {words.percent(redundancy.get('removable_loss', 0.01), 0)} of input variance"),
         big(words.percent(redundancy.get("share")), "predictable units",
             "with R² ≥ 0.9 from the others; " + (redundancy.get("how") or "")),
         big(words.number(redundancy.get("r2_median"), 2), "median R²", "of a unit, explained by the others"),
-        big(words.integer(len(dead)), "dead units",
-            [vm.compact_ranges(dead[:60]) + ("…" if len(dead) > 60 else ""), " ", copy_button(", ".join(map(str, dead)))]
-            if dead else "every unit varies over the probe data"),
-        big(samples, "samples", "rows × positions that the figures rest on")], className="bigs")
-    bars = [html.Tr([html.Th(title, scope="row", title=note), html.Td(words.number(dimension.get(key), 3)),
-                     html.Td(meter((dimension.get(key) or 0) / group["size"], f"{title} as a share of the units")),
-                     html.Td(f"of {words.integer(group['size'])}", className="quiet")])
-            for key, (title, note) in DIMENSIONS.items() if dimension.get(key) is not None]
+        _units("dead units", group.get("dead") or [], "every unit varies over the probe data"),
+        _units("saturated units", activity["saturated"], "no unit stays at an end of its range") if activity else None,
+        big(words.integer(group.get("samples")), "samples", "rows × positions that the figures rest on")], className="bigs")
+    bars = [_dimension_row(key, found, group["size"]) for key in DIMENSIONS
+            if (found := vm.dimension_of(dimension, key)) is not None]
     return [shares, html.H3("Effective dimension"),
-            html.P("How many independent directions the units span, by three measures.", className="quiet"),
+            html.P("How many independent directions the units span, by several measures; in brackets, the values of the two "
+                   "halves of the probe data.", className="quiet"),
             html.Table(html.Tbody(bars), className="dimension")]
 
 
+def _units(title: str, units: list[int], none: str) -> Component:
+    """Return a count of units with their numbers, or what it means that there are none."""
+    shown = vm.compact_ranges(units[:60]) + ("…" if len(units) > 60 else "")
+    return big(words.integer(len(units)), title, [shown, " ", copy_button(", ".join(map(str, units)))] if units else none)
+
+
+def _dimension_row(key: str, found: tuple[float, tuple[float, float] | None], size: int) -> html.Tr:
+    (title, note), (value, halves) = DIMENSIONS[key], found
+    between = f" ({words.number(halves[0], 3)} – {words.number(halves[1], 3)})" if halves else ""
+    return html.Tr([html.Th(title, scope="row", title=note), html.Td(words.number(value, 3) + between),
+                    html.Td(meter(value / size, f"{title} as a share of the units")),
+                    html.Td(f"of {words.integer(size)}", className="quiet")])
+
+
 # ---------------------------------------------------------------- orders
-def _orders(group: Json) -> Any:
+def _orders(report: Json, group: Json) -> Any:
     rows = vm.score_rows(group)
     if not rows:
         return empty("No orders were computed for this group", group.get("unavailable"))
@@ -165,9 +178,14 @@ def _orders(group: Json) -> Any:
     body = [html.Tr([html.Th(vm.ORDER_WORDS.get(name, name), scope="row"),
                      *[cell for i, pair in enumerate(cells) for cell in _score(pair, best[i] == name)]])
             for name, cells in rows]
+    chance = vm.chance_row(group)
+    by_chance = html.Tr([html.Th("By chance", scope="row", title="Mean ± standard deviation over random orders, held out"),
+                         *[cell for text in chance or () for cell in (html.Td(), html.Td(text))]], className="quiet")
     return [html.P("Scores of the correlation matrix in each order. Held-out figures are of the half of the probe data "
                    "that the order was not made from; the best is marked.", className="quiet"),
-            html.Table([html.Thead([head, sub]), html.Tbody(body)], className="scores")]
+            html.Div(html.Table([html.Thead([head, sub]), html.Tbody([*body, by_chance if chance else None])],
+                                className="scores"), className="wide-table"),
+            html.Ul([html.Li(text) for text in vm.order_notes(report, group)], className="quiet")]
 
 
 def _score(pair: tuple[float | None, float | None], best: bool) -> list[html.Td]:

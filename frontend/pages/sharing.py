@@ -140,7 +140,7 @@ def _register_export(app: Dash, site: Site) -> None:
             return no_update, no_update, no_update, no_update
         client = site.visit()
         report = await site.report(client, await client.analysis(page["id"]))
-        orders = list(dict.fromkeys(name for group in report["groups"] for name in vm.order_names(group)))
+        orders = vm.export_orders(report)
         data = [{"value": name, "label": vm.ORDER_WORDS.get(name, name)} for name in orders]
         return True, await _exports(site, page), data, orders[0] if orders else None
 

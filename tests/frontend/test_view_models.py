@@ -78,7 +78,7 @@ def test_the_best_order_is_judged_on_held_out_rows_in_each_scores_own_sense() ->
               "spectral": {"scores": {"path": 0.4, "block_contrast": 0.1}, "held_out": {"path": 0.4, "block_contrast": 0.8}}}
     rows = vm.score_rows(group("g", orders=orders))
     assert [name for name, _ in rows] == ["modules", "spectral"]
-    assert vm.best_scores(rows) == [None, "spectral", "spectral"]
+    assert vm.best_scores(rows) == [None, "spectral", "spectral", None, None]
 
 
 # ---------------------------------------------------------------- certificate and jobs
@@ -199,3 +199,25 @@ def test_long_names_are_said_in_two_parts() -> None:
     assert (row.path, row.short) == ("vit.layer.0", "key.units")
     assert vm.size_words(16, "residual stream") == "16 units, residual stream"
     assert vm.size_words(48, "units in blocks", 4) == "48 units in 4 blocks"
+
+
+# ---------------------------------------------------------------- dimension, chance, policies
+def test_a_dimension_carries_the_values_of_the_two_halves() -> None:
+    dimension = {"variance_95": 7, "halves": {"variance_95": [6, 8]}, "nearest_neighbour": {"value": None, "halves": None}}
+    assert vm.dimension_of(dimension, "variance_95") == (7, (6, 8))
+    assert vm.dimension_of(dimension, "nearest_neighbour") is None
+    near = {"nearest_neighbour": {"value": 2.5, "halves": None}}
+    assert vm.dimension_of(dimension | near, "nearest_neighbour") == (2.5, None)
+
+
+def test_chance_alignment_and_policies_in_words() -> None:
+    chance = {"mean": {"path": 1.0}, "sd": {"path": 0.02}}
+    row = vm.chance_row(group("g", chance=chance))
+    assert row is not None and row[1] == "1 ± 0.02" and vm.chance_row(group("g")) is None
+    report = {"coordination": {"before": [0.1], "after": [0.5], "mean_before": 0.1, "mean_after": 0.5},
+              "groups": [group("g", orders={"modules": {}, "original": {}}, policies={"transfer": "canonical: the same."})]}
+    assert vm.export_orders(report) == ["modules", "transfer"]
+    notes = vm.order_notes(report, report["groups"][0])
+    assert len(notes) == 2 and "0.5" in notes[0] and notes[1] == "Policy: transfer takes canonical: the same."
+    chosen = group("g", portfolio={"chosen": "angle", "how": "best of 4"})
+    assert vm.order_notes({}, chosen) == ["Best seriation: angle, best of 4."]
