@@ -9,6 +9,7 @@ from scipy import linalg
 
 from cipm.modules.partition import Partition
 
+REPRESENTATIVES = 3
 PREDICTED = 0.9  # a unit is called redundant when the others explain this share of its variance
 
 
@@ -16,13 +17,17 @@ PREDICTED = 0.9  # a unit is called redundant when the others explain this share
 class Module:
     """One module: `units` in index order, `coherence` the mean correlation between different units of it, and
     `stability` its best overlap (Jaccard: 1 same units, 0 none) with a module of each probe half, averaged; None
-    where no halves were given.
+    where no halves were given. `representatives` are the units with the highest mean correlation to the others of it,
+    the medoid first. Where anti-correlated units belong together, all correlations are taken between units turned to one
+    side, and `opposed` are the units of the smaller side.
     """
 
     id: int
     units: tuple[int, ...]
     coherence: float
     stability: float | None
+    representatives: tuple[int, ...] = ()
+    opposed: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:
@@ -31,16 +36,19 @@ class Module:
 
 def describe_modules(correlation: np.ndarray, partition: Partition) -> list[Module]:
     """Return the modules of a partition, biggest first, measured on a correlation [units, units]."""
-    members = [np.flatnonzero(partition.labels == m) for m in range(partition.modules)]
-    return [Module(m, tuple(int(u) for u in units), _coherence(correlation[np.ix_(units, units)]),
-                   None if partition.half_labels is None else
-                   float(np.mean([_best_overlap(units, half) for half in partition.half_labels])))
-            for m, units in enumerate(members)]
+    return [_module(correlation, partition, number) for number in range(partition.modules)]
 
 
-def _coherence(block: np.ndarray) -> float:
-    n = block.shape[0]
-    return float((block.sum() - np.trace(block)) / (n * (n - 1)))
+def _module(correlation: np.ndarray, partition: Partition, number: int) -> Module:
+    units = np.flatnonzero(partition.labels == number)
+    signs = np.ones(units.size) if partition.signs is None else partition.signs[units]
+    block = correlation[np.ix_(units, units)] * signs * signs[:, None]
+    inside = (block.sum(axis=1) - block.diagonal()) / (units.size - 1)
+    nearest = units[np.argsort(-inside, kind="stable")[:REPRESENTATIVES]]
+    halves = partition.half_labels
+    stability = None if halves is None else float(np.mean([_best_overlap(units, half) for half in halves]))
+    return Module(number, tuple(units.tolist()), float(inside.mean()), stability, tuple(nearest.tolist()),
+                  tuple(units[signs < 0].tolist()))
 
 
 def _best_overlap(units: np.ndarray, labels: np.ndarray) -> float:

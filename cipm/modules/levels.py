@@ -12,7 +12,7 @@ from cipm.modules.methods import resolutions, together
 from cipm.modules.partition import Partition, agreement
 from cipm.statistics.spectrum import Factors
 
-STABLE = 0.5  # agreement of the halves that a level must reach, unless it is the partition's own
+STABLE = 0.8  # share of the partition's own stability that a level must reach
 SAME = 0.9  # partitions that agree as much are one level
 
 
@@ -37,8 +37,8 @@ def hierarchy(found: Partition, whole: Factors, halves: tuple[Factors, Factors] 
 
     Above it whole modules are merged at ever lower resolutions, below it each module is split by itself at ever higher
     ones, in the whole and, beginning with the partition's `half_labels`, in each half. Of each run of resolutions that
-    give about the same partition the most stable one is kept, if the halves agree there; without halves there is no
-    telling, and the partition is the only level. Cost: less than one more scan of resolutions.
+    give about the same partition the most stable one is kept, if it is about as stable as the partition; without halves
+    there is no telling, and the partition is the only level. Cost: less than one more scan of resolutions.
     """
     if found.resolution is None or not found.modules:
         return ()
@@ -112,8 +112,8 @@ def _distinct(own: Level, levels: list[Level]) -> list[Level]:
         if level is not None and agreement(level.labels, run[-1].labels) >= SAME:
             run.append(level)
             continue
-        best = max(run, key=lambda one: one.stability or 0.0)
-        if own not in run and best.stability is not None and best.stability >= STABLE and best.labels.max() >= 1:
+        best = max(run, key=lambda one: one.stability)
+        if own not in run and best.stability >= STABLE * own.stability and best.labels.max() >= 1:
             kept.append(best)
         run = [level]
     return kept

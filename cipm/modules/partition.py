@@ -174,7 +174,8 @@ def _most_stable(views: list[View], clustering: Clustering, seed: int) -> tuple[
     values = method.values(views[0].factors, absolute)
     found = list(zip(*(method.find(view, values, absolute, seed) for view in views[1:]), strict=True))
     scores = np.array([agreement(*pair) for pair in found])
-    best = _choose(scores, found, values)
+    worth = _worth(scores, found)
+    best = _best_of_plateau(worth, np.array(values)) if method.setting == "resolution" else _most_modules(worth)
     words = "resolutions" if method.setting == "resolution" else "numbers of modules"
     return values[best], f"most stable of {len(values)} {words}", float(scores[best])
 
@@ -228,22 +229,25 @@ def _none(units: int, resolution: float | None, how: str) -> Partition:
     return Partition(np.full(units, -1), resolution, None, how)
 
 
-def _choose(scores: np.ndarray, found: list[tuple[np.ndarray, np.ndarray]], values: tuple) -> int:
-    """Return the most telling setting: agreement × √(share of units in modules), one-module answers last.
+def _worth(scores: np.ndarray, found: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Return how telling each setting is: agreement × √(share of units in modules), one-module answers last.
 
     Agreement alone would favour a few pairs of near-duplicates, or one module of everything.
     """
     worth = scores * np.sqrt([min((a >= 0).mean(), (b >= 0).mean()) for a, b in found])
     telling = np.array([max(_largest(a), _largest(b)) < EVERYTHING for a, b in found])
-    if (telling & (scores > 0.5)).any():
-        worth = np.where(telling, worth, -1)
-    return _best_of_plateau(worth, np.asarray(values, dtype=np.float64))
+    return np.where(telling, worth, -1) if (telling & (scores > 0.5)).any() else worth
 
 
 def _largest(labels: np.ndarray) -> float:
     """Return the share of the units that are in any module which the largest module holds."""
     held = labels[labels >= 0]
     return np.bincount(held).max() / held.size if held.size else 0.0
+
+
+def _most_modules(scores: np.ndarray) -> int:
+    """Return the largest number of modules that is about as good as the best: those of a smaller one are joined."""
+    return int(np.flatnonzero(scores >= scores.max() - PLATEAU)[-1])
 
 
 def _best_of_plateau(scores: np.ndarray, values: np.ndarray) -> int:
