@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,6 +138,7 @@ class ModuleRow:
     coherence: float | None
     stability: float | None
     units: tuple[int, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def ranges(self) -> str:
@@ -145,11 +146,48 @@ class ModuleRow:
         return compact_ranges(self.units)
 
 
-def module_rows(group: Json) -> list[ModuleRow]:
-    """Return a group's modules, largest first."""
-    rows = [ModuleRow(m["id"], m["size"], m.get("coherence"), m.get("stability"), tuple(m.get("units") or ()))
+def module_rows(group: Json, report: Json | None = None) -> list[ModuleRow]:
+    """Return a group's modules, largest first; with the report, their notes say what they read and write."""
+    rows = [ModuleRow(m["id"], m["size"], m.get("coherence"), m.get("stability"), tuple(m.get("units") or ()),
+                      tuple(_module_notes(group, m, report or {})))
             for m in group.get("modules") or []]
     return sorted(rows, key=lambda row: (-row.size, row.id))
+
+
+def _module_notes(group: Json, module: Json, report: Json) -> Iterator[str]:
+    if found := module.get("representatives"):
+        yield f"Most typical: {', '.join(map(str, found))}"
+    if found := module.get("opposed"):
+        yield f"Opposed: {compact_ranges(found)}"
+    if found := module.get("top_rows"):
+        yield f"Most active on probe rows {', '.join(str(row['sample']) for row in found[:5])}"
+    for link in report.get("interactions") or []:
+        for mine, other in (("rows", "cols"), ("cols", "rows")):
+            if link[mine] == group["name"] and link[other] != group["name"]:
+                yield from _strongest(link, module["id"], mine == "rows", link[other])
+
+
+STRONG = 3
+"""Standard deviations beyond chance from which a link between modules is named."""
+
+
+def _strongest(link: Json, module: int, by_row: bool, other: str) -> Iterator[str]:
+    """Say with which module of the other group the weights are strongest, where they are beyond chance."""
+    z, ratio = ([line[module] for line in link[name]] if not by_row else link[name][module] for name in ("z", "ratio"))
+    best = max(range(len(z)), key=z.__getitem__, default=None)
+    if best is not None and z[best] >= STRONG:
+        verb = "Linked to" if link["reads"] is None else "Read by" if link["reads"] != other else "Reads"
+        yield f"{verb} {other} module {best}: {words.number(ratio[best])} × the expected weight"
+
+
+def level_words(group: Json) -> str | None:
+    """Return in a sentence at which resolutions there are modules within modules, or None where there is one level."""
+    levels = group.get("levels") or []
+    if len(levels) < 2:
+        return None
+    return "Modules within modules: " + " \u2192 ".join(
+        f"{level['modules']} (resolution {words.number(level['resolution'])}, stability {words.number(level['stability'])})"
+        for level in levels)
 
 
 def compact_ranges(units: Sequence[int]) -> str:

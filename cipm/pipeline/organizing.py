@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from cipm.modules import Clustering, describe_modules, effective_dimension, neighbour_dimension, partition, redundancy
-from cipm.modules.partition import Partition
+from cipm.modules import effective_dimension, neighbour_dimension, redundancy
 from cipm.ordering import canonical_orders, nodesort_overflow
 from cipm.pipeline.activity import activity_facts
 from cipm.pipeline.collecting import read_statistics, why_not_collected
 from cipm.pipeline.context import Context
+from cipm.pipeline.found_modules import interaction_facts, module_facts, partition_of
 from cipm.pipeline.orders import PLAIN_ORDERS, Orders, coordinated, judged, plain_order, policies, seen_orders, unit_weights
 from cipm.pipeline.rows import RowMeans, row_means
 from cipm.pipeline.similarity import Similarity, similarity
@@ -68,7 +68,9 @@ def organize(context: Context, folder: Path) -> None:
             found[name].orders[objective] = order
             found[name].facts.setdefault("policies", {})[objective] = why
     _write(folder, found)
-    (folder / "organize.json").write_text(json.dumps({"groups": facts, "coordination": links}))
+    labels = {name: one.labels for name, one in found.items() if one.labels is not None}
+    (folder / "organize.json").write_text(json.dumps({"groups": facts, "coordination": links,
+                                                      "interactions": interaction_facts(context, groups, labels)}))
 
 
 def _write(folder: Path, found: Mapping[str, _Found]) -> None:
@@ -88,7 +90,9 @@ def _see(context: Context, group: SymmetryGroup, alike: Similarity, statistics: 
     one.orders |= seen.whole
     one.half |= seen.half
     one.labels, one.half_labels = whole.labels, half.labels
-    one.facts |= _module_facts(alike, whole) | _dimension(group, statistics, alike, rows) | seen.facts
+    means = rows.values.get(group.taps[-1].key) if alike.kind == "pearson" else None
+    one.facts |= module_facts(context, group, alike, whole, means, rows.rows) | _dimension(group, statistics, alike, means)
+    one.facts |= seen.facts
     one.facts["activity"] = activity_facts(statistics, group.taps[-1]) if alike.kind == "pearson" else None
 
 
@@ -105,44 +109,13 @@ def _coordinate(context: Context, groups: Sequence[SymmetryGroup], found: Mappin
     return links
 
 
-def partition_of(context: Context, correlation: np.ndarray, halves: tuple[np.ndarray, np.ndarray] | None, samples: int,
-                 blocks: int) -> Partition:
-    """Return the modules; where units may not leave their block, modules are sought block by block."""
-    options = context.options
-    how = {"resolution": options.resolution if options.module_method == "potts" else 0.0,
-           "clustering": Clustering(options.module_method, options.module_pairs, options.module_count),
-           "generator": np.random.default_rng(options.seed)}
-    if blocks == 1:
-        return partition(correlation, samples=samples, halves=halves, **how)
-    width = len(correlation) // blocks
-    labels = np.full(len(correlation), -1)
-    parts = []
-    for b in range(blocks):
-        run = slice(b * width, (b + 1) * width)
-        inner = None if halves is None else (halves[0][run, run], halves[1][run, run])
-        part = partition(correlation[run, run], samples=samples, halves=inner, **how)
-        labels[run] = np.where(part.labels >= 0, part.labels + labels.max() + 1, -1)
-        parts.append(part)
-    stabilities = [p.stability for p in parts if p.stability is not None]
-    resolutions = [p.resolution for p in parts if p.resolution is not None]
-    return Partition(labels, float(np.median(resolutions)) if resolutions else None,
-                     float(np.mean(stabilities)) if stabilities else None, f"block by block: {parts[0].how}")
-
-
-def _module_facts(alike: Similarity, found: Partition) -> dict[str, Any]:
-    modules = [asdict(module) | {"size": module.size} for module in describe_modules(alike.whole, found)]
-    return {"similarity": alike.kind, "samples": alike.samples, "rows": alike.rows, "dead": list(alike.dead),
-            "modules": modules, "labels": found.labels.tolist(),
-            "partition": {"resolution": found.resolution, "stability": found.stability, "how": found.how}}
-
-
-def _dimension(group: SymmetryGroup, statistics: StoredStatistics, alike: Similarity, rows: RowMeans) -> dict[str, Any]:
+def _dimension(group: SymmetryGroup, statistics: StoredStatistics, alike: Similarity,
+               means: np.ndarray | None) -> dict[str, Any]:
     if alike.kind != "pearson":
         return {"effective_dimension": None, "redundancy": None}
     half = statistics[group.taps[-1].key]
     spare = redundancy(half.whole.covariance(), samples=alike.samples, halves=(half.even.covariance(), half.odd.covariance()))
     dimension = asdict(effective_dimension(alike.whole, alike.samples, alike.halves))
-    means = rows.values.get(group.taps[-1].key)
     near = None if means is None else asdict(neighbour_dimension(means))
     return {"effective_dimension": dimension | {"nearest_neighbour": near},
             "redundancy": {"share": spare.share, "r2_median": spare.r2_median, "r2": spare.r2.tolist(), "how": spare.how}}

@@ -142,7 +142,7 @@ def report(context: Context, matrices: list[dict[str, Any]], organized: Mapping[
         "notes": [*shown["notes"], *whatif["notes"]],
         "timings": dict(context.kept.get("timings", {})),
         "baseline": whatif["baseline"], "matrices": matrices,
-        "coordination": context.read("organize", "organize.json")["coordination"],
+        **{name: context.read("organize", "organize.json")[name] for name in ("coordination", "interactions")},
         "collection": {name: said for name, said in collection_facts(context).items() if name != "taps"},
         "groups": [_group(group, matrices, organized.get(group.name), whatif["groups"].get(group.name))
                    for group in symmetry.groups],
@@ -158,7 +158,8 @@ def _group(group: SymmetryGroup, matrices: list[dict[str, Any]], organized: Mapp
             "taps": [{"value": t.value, "axis": t.axis, "consumers": [list(c) for c in t.consumers]} for t in group.taps],
             "proved": group.proved, "log10_members": group.log10_members, "matrices": mine,
             "similarity": seen.get("similarity"), "samples": seen.get("samples"), "rows": seen.get("rows"),
-            "dead": seen.get("dead", []), "modules": seen["modules"], "partition": seen.get("partition"),
+            "dead": seen.get("dead", []), "modules": seen["modules"], "levels": seen.get("levels", []),
+            "partition": seen.get("partition"),
             "orders": seen.get("scores", {}), "chance": seen.get("chance"), "portfolio": seen.get("portfolio"),
             "policies": seen.get("policies", {}), "activity": seen.get("activity"),
             "effective_dimension": seen.get("effective_dimension"),

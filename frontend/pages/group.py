@@ -30,7 +30,7 @@ def panel(report: Json, view: vm.View, page: Json, measurements: list[Json]) -> 
                      "Details lists which, and why.")
     group = vm.with_measurements(group, measurements)
     return html.Div([_head(group, view, page), tabs(vm.TABS, "What to see of this group"),
-                     html.Div([html.Div(_main(report, group, view, page), className="group-main"), _aside(group)],
+                     html.Div([html.Div(_main(report, group, view, page), className="group-main"), _aside(report, group)],
                               className="group-body")],
                     className="group", **{"data-group": group["name"], "data-tab": view.tab})
 
@@ -92,8 +92,8 @@ def _pane(matrix: Json, pane: str, orders: list[str], page: Json) -> Heatmap:
 
 
 # ---------------------------------------------------------------- modules
-def _aside(group: Json) -> Component:
-    rows = vm.module_rows(group)
+def _aside(report: Json, group: Json) -> Component:
+    rows = vm.module_rows(group, report)
     if not rows:
         return html.Aside(empty("No modules", group.get("unavailable") or "No units of this group act together."),
                           className="modules", **{"aria-label": "Modules"})
@@ -106,7 +106,8 @@ def _aside(group: Json) -> Component:
                        html.Div(html.Table([html.Thead(html.Tr(heads)),
                                             html.Tbody([_module(row, group) for row in rows[:MOST_MODULES]])]),
                                 className="module-table"),
-                       html.P(f"{more} smaller modules are not listed.", className="quiet") if more > 0 else None],
+                       html.P(f"{more} smaller modules are not listed.", className="quiet") if more > 0 else None,
+                       html.P(levels, className="quiet") if (levels := vm.level_words(group)) else None],
                       className="modules", **{"aria-label": "Modules"})
 
 
@@ -115,8 +116,8 @@ def _module(row: vm.ModuleRow, group: Json) -> html.Tr:
                      className="module-go", title="Zoom the matrices to this module",
                      **{"data-module": str(row.id), "data-group": group["name"]})
     units = html.Details([html.Summary(words.integer(row.size), title="Show the units"),
-                          html.Div([html.Span(row.ranges), copy_button(", ".join(map(str, row.units)))],
-                                   className="module-units")])
+                          html.Div([html.Span(row.ranges), copy_button(", ".join(map(str, row.units))),
+                                    *[html.P(note) for note in row.notes]], className="module-units")])
     return html.Tr([html.Td(go, **{"data-value": str(row.id)}), html.Td(units, **{"data-value": str(row.size)}),
                     html.Td(words.fixed(row.coherence), **{"data-value": str(row.coherence or 0)}),
                     html.Td(words.fixed(row.stability), **{"data-value": str(row.stability or 0)})])

@@ -221,3 +221,17 @@ def test_chance_alignment_and_policies_in_words() -> None:
     assert len(notes) == 2 and "0.5" in notes[0] and notes[1] == "Policy: transfer takes canonical: the same."
     chosen = group("g", portfolio={"chosen": "angle", "how": "best of 4"})
     assert vm.order_notes({}, chosen) == ["Best seriation: angle, best of 4."]
+
+
+def test_a_module_says_what_is_typical_of_it_and_what_it_reads() -> None:
+    module = {"id": 0, "size": 3, "units": [0, 1, 2], "representatives": [1, 0], "opposed": [2],
+              "top_rows": [{"sample": 7, "activation": 2.0}]}
+    links = [{"tensor": "w", "rows": "g", "cols": "h", "reads": "h", "ratio": [[1.0, 2.5]], "z": [[0.0, 9.0]]},
+             {"tensor": "v", "rows": "k", "cols": "g", "reads": "g", "ratio": [[3.0]], "z": [[4.0]]},
+             {"tensor": "u", "rows": "k", "cols": "g", "reads": "g", "ratio": [[1.1]], "z": [[0.5]]}]
+    [row] = vm.module_rows(group("g", modules=[module]), {"interactions": links})
+    assert row.notes == ("Most typical: 1, 0", "Opposed: 2", "Most active on probe rows 7",
+                         "Reads h module 1: 2.5 × the expected weight", "Read by k module 0: 3 × the expected weight")
+    levels = [{"modules": 2, "resolution": 0.1, "stability": 0.9}, {"modules": 5, "resolution": 0.4, "stability": 0.8}]
+    assert vm.level_words(group("g", levels=levels[:1])) is None
+    assert "2 (resolution 0.1, stability 0.9) \u2192 5" in (vm.level_words(group("g", levels=levels)) or "")
