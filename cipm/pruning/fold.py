@@ -15,13 +15,13 @@ from cipm.symmetry import Symmetry, SymmetryGroup
 from cipm.trace import Graph, Node, Ref
 
 Fits = Mapping[str, tuple[np.ndarray, np.ndarray]]
-_TURNS = ("t", "transpose", "permute", "numpy_T", "mT")
-_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "convolution")
-_TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+TURNS = ("t", "transpose", "permute", "numpy_T", "mT")
+CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "convolution")
+TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 
 
 @dataclass(frozen=True)
-class _Constant:
+class Constant:
     """A stored vector that takes what is constant of a consumer's change: a bias, or the mean of the batch norm behind it."""
 
     key: str
@@ -86,8 +86,8 @@ def _fold(checkpoint: Checkpoint, consumer: tuple[str, int], index: np.ndarray, 
     (key, axis), (kept, removed) = consumer, units
     stored = changed.get(key, checkpoint.tensors[key])
     weight = stored.detach().double().numpy()
-    nodes = _readers(checkpoint.graph, key)
-    kernel = any(_base(node) in _CONVOLUTIONS + _TRANSPOSED for node in nodes) and weight.ndim > 2
+    nodes = readers_of(checkpoint.graph, key)
+    kernel = any(base_name(node) in CONVOLUTIONS + TRANSPOSED for node in nodes) and weight.ndim > 2
     rows = np.moveaxis(weight, axis, 0)  # [positions, rest]; of a convolution [positions, out, kernel]
     gone, stay = rows[index[removed]], rows[index[kept]]  # [units, elements, rest…]
     if kernel:
@@ -103,8 +103,8 @@ def _fold(checkpoint: Checkpoint, consumer: tuple[str, int], index: np.ndarray, 
     constant = shift @ flat
     if not constant.any():
         return
-    target = _constant(checkpoint, nodes)
-    if target is None or checkpoint.meta(target.key).numel() != constant.size or any(_base(n) in _TRANSPOSED for n in nodes):
+    target = constant_of(checkpoint, nodes)
+    if target is None or checkpoint.meta(target.key).numel() != constant.size or any(base_name(n) in TRANSPOSED for n in nodes):
         notes[f"{key} has no bias of its own: it cannot take the constant part of the refit."] = None
         return
     before = changed.get(target.key, checkpoint.tensors[target.key])
@@ -125,7 +125,7 @@ def _matrices(fit: tuple[np.ndarray, np.ndarray], gone: tuple[int, int], stay: t
                      f"of {elements} elements each.", where=key)
 
 
-def _constant(checkpoint: Checkpoint, nodes: Sequence[Node]) -> _Constant | None:
+def constant_of(checkpoint: Checkpoint, nodes: Sequence[Node]) -> Constant | None:
     """Return the stored vector that takes a constant, where all nodes that read the weight share it and nothing else does."""
     found = {_constant_of(checkpoint.graph, node) for node in nodes}
     target = found.pop() if len(found) == 1 else None
@@ -136,35 +136,36 @@ def _constant(checkpoint: Checkpoint, nodes: Sequence[Node]) -> _Constant | None
     return target if uses == len(nodes) else None
 
 
-def _constant_of(graph: Graph, node: Node) -> _Constant | None:
+def _constant_of(graph: Graph, node: Node) -> Constant | None:
     bound = bind(node, {name: Ref(name) for name in node.refs()})
-    own = bound["self"] if _base(node) in ("addmm", "baddbmm") else bound.get("bias")
+    own = bound["self"] if base_name(node) in ("addmm", "baddbmm") else bound.get("bias")
     if isinstance(own, Ref):
-        return _Constant(graph.tensors[own.name], 1) if own.name in graph.tensors else None
+        return Constant(graph.tensors[own.name], 1) if own.name in graph.tensors else None
     users = [other for other in graph.nodes if node.name in other.refs()]
     if len(users) != 1:
         return None
-    if _base(users[0]) == "add":
+    if base_name(users[0]) == "add":
         added = [name for name in users[0].refs() if name in graph.tensors]
-        return _Constant(graph.tensors[added[0]], 1) if added else None
+        return Constant(graph.tensors[added[0]], 1) if added else None
     if "batch_norm" in users[0].op:
         mean = bind(users[0], {name: Ref(name) for name in users[0].refs()}).get("running_mean")
-        return _Constant(graph.tensors[mean.name], -1) if isinstance(mean, Ref) and mean.name in graph.tensors else None
+        return Constant(graph.tensors[mean.name], -1) if isinstance(mean, Ref) and mean.name in graph.tensors else None
     return None
 
 
-def _readers(graph: Graph, key: str) -> list[Node]:
+def readers_of(graph: Graph, key: str) -> list[Node]:
     """Return the nodes that compute with a stored tensor, as it is or transposed."""
     names = {name for name, stored in graph.tensors.items() if stored == key}
     found = []
     for node in graph.nodes:
         if any(name in names for name in node.refs()):
-            if _base(node) in _TURNS:
+            if base_name(node) in TURNS:
                 names.add(node.name)
             else:
                 found.append(node)
     return found
 
 
-def _base(node: Node) -> str:
+def base_name(node: Node) -> str:
+    """Return the name of an op without family and overload."""
     return node.op.removeprefix("aten.").split(".")[0]

@@ -58,7 +58,7 @@ def shrink(checkpoint: Checkpoint, symmetry: Symmetry, keep: Keep, *, locked: Co
     smaller = _rewrite(checkpoint, symmetry, kept, inputs)
     made = _smaller_checkpoint(checkpoint, kept, smaller)
     reference = run(checkpoint.graph, _zeroed(checkpoint, kept), checkpoint.constants, inputs, dtype=torch.float64,
-                    intervene=_left_out(checkpoint.graph, kept))
+                    intervene=left_out(checkpoint.graph, kept))
     max_abs, max_rel = compare(reference, run(made.graph, made.tensors, made.constants, inputs, dtype=torch.float64))
     if max_rel > TOLERANCE:
         names = ", ".join(kept.removed)
@@ -74,7 +74,7 @@ def masked(checkpoint: Checkpoint, symmetry: Symmetry, keep: Keep, *, seed: int 
     runs: −∞ for their scores where units are weighed against each other. The reference of `shrink`."""
     inputs = example_inputs(checkpoint, generator=torch.Generator().manual_seed(seed))
     kept = what_stays(checkpoint, symmetry, keep, walk(checkpoint, inputs))
-    return checkpoint.with_tensors(_zeroed(checkpoint, kept)), _left_out(checkpoint.graph, kept)
+    return checkpoint.with_tensors(_zeroed(checkpoint, kept)), left_out(checkpoint.graph, kept)
 
 
 def _rewrite(checkpoint: Checkpoint, symmetry: Symmetry, kept: Kept, inputs: Mapping[str, torch.Tensor]) -> Smaller:
@@ -127,7 +127,7 @@ def _smaller_checkpoint(checkpoint: Checkpoint, kept: Kept, smaller: Smaller) ->
 
 
 def _zeroed(checkpoint: Checkpoint, kept: Kept) -> Mapping[str, torch.Tensor]:
-    return _each(checkpoint, lambda key, tensor: _zeros(tensor, kept, key))
+    return _each(checkpoint, lambda key, tensor: zeroed(tensor, kept, key))
 
 
 def _each(checkpoint: Checkpoint, change: Callable[[str, torch.Tensor], torch.Tensor]) -> Mapping[str, torch.Tensor]:
@@ -148,7 +148,8 @@ def _cut(tensor: torch.Tensor, kept: Kept, key: str) -> torch.Tensor:
     return tensor
 
 
-def _zeros(tensor: torch.Tensor, kept: Kept, key: str) -> torch.Tensor:
+def zeroed(tensor: torch.Tensor, kept: Kept, key: str) -> torch.Tensor:
+    """Return a stored tensor with zeros at the positions that go."""
     for axis in range(tensor.ndim):
         positions = kept.stored(key, axis)
         if positions is not None and tensor.device.type != "meta":
@@ -157,7 +158,7 @@ def _zeros(tensor: torch.Tensor, kept: Kept, key: str) -> torch.Tensor:
     return tensor
 
 
-def _left_out(graph: Graph, kept: Kept) -> Intervene:
+def left_out(graph: Graph, kept: Kept) -> Intervene:
     """Return what makes scores −∞ for the units that go, before the first op that weighs or ranks them."""
     found: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
     weighed: set[str] = set()

@@ -1,0 +1,222 @@
+"""Refit a whole network: what reads pruned units takes over what they gave, each layer seeing what earlier ones changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import linalg
+
+from cipm.load.checkpoint import Checkpoint
+from cipm.pruning.consumers import Consumer, consumers
+from cipm.pruning.elimination import default_ridge
+from cipm.pruning.fold import TURNS, Constant, base_name, constant_of, readers_of
+from cipm.pruning.kept import Kept
+from cipm.pruning.ridge import ridged_factor
+from cipm.pruning.shrink import Intervene, left_out, zeroed
+from cipm.statistics import Covariance
+from cipm.statistics.sampling import Padding
+from cipm.symmetry import Symmetry
+from cipm.trace import Node
+from cipm.trace.interpret import call_node, last_uses
+
+Rows = Sequence[Mapping[str, torch.Tensor]]
+FEWEST_SAMPLES = 16_384
+PER_FEATURE = 10
+"""A consumer is fitted on ten samples per feature and at least 16,384, as far as the rows have so many positions."""
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Mean and covariance of a consumer's inputs: `whole` are the columns of the whole model, the others of the smaller one."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    whole: int
+    samples: int
+
+
+def read_moments(checkpoint: Checkpoint, found: Sequence[Consumer], rows: Rows) -> dict[str, Moments]:
+    """Return the moments of every consumer's input in the whole model, by the name of its node. Cost: one forward pass."""
+    pending = {one.node: one for one in found}
+    moments: dict[str, Moments] = {}
+    _Lockstep(checkpoint, rows).walk(lambda node, step: moments.update(
+        {node.name: step.moments(pending[node.name], None)}) if node.name in pending else None)
+    return moments
+
+
+def refit(checkpoint: Checkpoint, symmetry: Symmetry, kept: Kept, rows: Rows) -> tuple[Checkpoint, tuple[str, ...]]:
+    """Return the checkpoint with every consumer of changed inputs refitted, in graph order, and notes.
+
+    Both models run side by side over `rows` (batches of inputs). At each consumer the weights of what stays are fitted so that
+    they make of the smaller model's inputs what the whole weights made of the whole model's, by least squares with a ridge
+    towards the weights as they are; the constant goes into the bias or the mean of a batch norm behind, and where there is
+    neither the fit is through zero. Removed units are zero in the result: `shrink` takes them out.
+
+    Cost: a forward pass of both models, one product of samples × features² and one factor of features³ per consumer. Memory:
+    the activations of all rows at one place of the graph.
+
+    Source: least-squares reconstruction layer by layer (He et al. 2017, "Channel Pruning for Accelerating Very Deep Neural
+    Networks", eq. 1 and 3.2) with the asymmetric targets of Zhang et al. 2016.
+    """
+    if not kept.removed:
+        return checkpoint, ()
+    pending = {one.node: one for one in consumers(checkpoint, symmetry)}
+    lockstep = _Lockstep(checkpoint, rows, kept, left_out(checkpoint.graph, kept))
+    notes: dict[str, None] = {}
+
+    def visit(node: Node, step: _Lockstep) -> None:
+        consumer = pending.get(node.name)
+        if consumer is not None and step.small[consumer.value] is not step.plain[consumer.value]:
+            staying = _staying(consumer, kept)
+            _refit_one(step, consumer, staying, step.moments(consumer, staying), notes)
+
+    lockstep.walk(visit)
+    return checkpoint.with_tensors({key: lockstep.tensor(key) for key in checkpoint.tensors}), tuple(notes)
+
+
+def refit_alone(checkpoint: Checkpoint, found: Sequence[Consumer], kept: Kept, moments: Mapping[str, Moments]) -> Checkpoint:
+    """Return the checkpoint as `refit` does, but each consumer from the whole model's `moments` alone: no forward pass."""
+    step = _Lockstep(checkpoint, (), kept)
+    for consumer in found:
+        staying = _staying(consumer, kept)
+        if staying.size < consumer.features and consumer.node in moments:
+            known = moments[consumer.node]
+            both = np.concatenate([np.arange(consumer.features), staying])
+            _refit_one(step, consumer, staying, Moments(known.mean[both], known.covariance[np.ix_(both, both)],
+                                                        consumer.features, known.samples), {})
+    return checkpoint.with_tensors({key: step.tensor(key) for key in checkpoint.tensors})
+
+
+def _staying(consumer: Consumer, kept: Kept) -> np.ndarray:
+    """Return the features of a consumer that stay."""
+    positions = kept.stored(consumer.key, consumer.weight_axis)
+    return consumer.columns(np.arange(consumer.length) if positions is None else positions)
+
+
+def _refit_one(step: _Lockstep, consumer: Consumer, staying: np.ndarray, seen: Moments, notes: dict[str, None]) -> None:
+    checkpoint = step.checkpoint
+    weight = checkpoint.tensors[consumer.key]
+    target = None if consumer.transposed else constant_of(checkpoint, readers_of(checkpoint.graph, consumer.key))
+    whole = consumer.matrix(weight)
+    fitted, rest = _solve(seen, whole, staying, through_zero=target is None)
+    matrix = np.zeros_like(whole)
+    matrix[staying] = fitted
+    step.change(consumer.key, consumer.stored(matrix, weight))
+    if target is None:
+        notes[f"{consumer.key} has no bias of its own: it is fitted without a constant."] = None
+    else:
+        _add_constant(step, target, consumer.constant(rest, weight))
+
+
+def _add_constant(step: _Lockstep, target: Constant, constant: np.ndarray) -> None:
+    before = step.checkpoint.tensors[target.key]
+    moved = before.detach().double() + target.sign * torch.from_numpy(constant.reshape(tuple(before.shape)))
+    step.change(target.key, moved.to(before.dtype))
+
+
+def _solve(seen: Moments, whole: np.ndarray, staying: np.ndarray, *, through_zero: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return (W′ [staying, out], constant [out]) that make W′x′ + constant closest to Wx."""
+    f = seen.whole
+    second = seen.covariance + np.outer(seen.mean, seen.mean) if through_zero else seen.covariance
+    own, cross = second[f:, f:], second[f:, :f]
+    level = float(np.trace(own)) / max(len(own), 1)
+    factor, _ = ridged_factor(own, default_ridge(len(own), seen.samples), level)
+    start = whole[staying]
+    fitted = start + linalg.cho_solve(factor, cross @ whole - own @ start, check_finite=False) if level > 0 else start
+    return fitted, seen.mean[:f] @ whole - seen.mean[f:] @ fitted
+
+
+@dataclass
+class _Lockstep:
+    """The whole model and the smaller one, run node by node over all rows; a value is one list of batches in both until it
+    differs. Weights may be changed before the node that reads them runs."""
+
+    checkpoint: Checkpoint
+    rows: Rows
+    kept: Kept | None = None
+    intervene: Intervene = field(default_factory=dict)
+    plain: dict[str, list[Any]] = field(default_factory=dict)
+    small: dict[str, list[Any]] = field(default_factory=dict)
+    changed: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def walk(self, visit: Any) -> None:
+        """Run both models; `visit(node, self)` sees every node before it runs."""
+        graph, last = self.checkpoint.graph, last_uses(self.checkpoint.graph)
+        for name, key in graph.constants.items():
+            self._both(name, [self.checkpoint.constants[key]] * len(self.rows))
+        for i in graph.inputs:
+            self._both(i.name, [batch[i.name] for batch in self.rows])
+        with torch.no_grad():
+            for number, node in enumerate(graph.nodes):
+                self._fetch(name for name in node.refs() if name not in self.plain and name in graph.tensors)
+                visit(node, self)
+                self._fetch(name for name in node.refs() if name in graph.tensors)
+                self._run(node)
+                for name in last.get(number, ()):
+                    self.plain.pop(name, None), self.small.pop(name, None)
+
+    def moments(self, consumer: Consumer, staying: np.ndarray | None) -> Moments:
+        """Return the moments of a consumer's input here; with `staying` those features of the smaller model behind."""
+        counts = [len(next(iter(batch.values()))) for batch in self.rows]
+        positions = -(-max(FEWEST_SAMPLES, PER_FEATURE * consumer.features) // max(sum(counts), 1))
+        columns = consumer.features + (0 if staying is None else len(staying))
+        found = Covariance.create(columns)
+        for batch, count, x, y in zip(self.rows, counts, self.plain[consumer.value], self.small[consumer.value], strict=True):
+            padding = Padding.of(batch)
+            seen = consumer.samples(x, padding, count, positions)
+            if staying is not None:
+                seen = torch.cat([seen, consumer.samples(y, padding, count, positions)[:, torch.from_numpy(staying)]], 1)
+            found = found.update(seen.float())
+        return Moments(found.mean, found.covariance(), consumer.features, found.samples)
+
+    def change(self, key: str, tensor: torch.Tensor) -> None:
+        """Give the smaller model another stored tensor, also where it was turned already."""
+        self.changed[key] = tensor
+        names = {name for name, stored in self.checkpoint.graph.tensors.items() if stored == key}
+        for name in names:
+            self.small.pop(name, None)
+        for node in self.checkpoint.graph.nodes:
+            if node.name in self.small and base_name(node) in TURNS and not names.isdisjoint(node.refs()):
+                self._fetch(names)
+                self._run(node)
+                names.add(node.name)
+
+    def tensor(self, key: str) -> torch.Tensor:
+        """Return a stored tensor of the smaller model: zeros where units go."""
+        stored = self.changed.get(key, self.checkpoint.tensors[key])
+        return stored if self.kept is None else zeroed(stored, self.kept, key)
+
+    def _both(self, name: str, values: list[Any]) -> None:
+        self.plain[name] = self.small[name] = values
+
+    def _fetch(self, names: Iterable[str]) -> None:
+        for name in names:
+            key, count = self.checkpoint.graph.tensors[name], len(self.rows)
+            if name not in self.plain:
+                self.plain[name] = [self.checkpoint.tensors[key]] * count
+            if name not in self.small:
+                touched = key in self.changed or self.kept is not None and self._goes(key)
+                self.small[name] = [self.tensor(key)] * count if touched else self.plain[name]
+
+    def _goes(self, key: str) -> bool:
+        shape = self.checkpoint.meta(key).shape
+        return any(self.kept.stored(key, axis) is not None for axis in range(len(shape)))
+
+    def _run(self, node: Node) -> None:
+        self.plain[node.name] = self._called(node, self.plain)
+        same = all(self.small[name] is self.plain[name] for name in node.refs()) and node.name not in self.intervene
+        self.small[node.name] = self.plain[node.name] if same else [
+            self.intervene.get(node.name, _as_is)(made) for made in self._called(node, self.small)]
+
+    def _called(self, node: Node, values: Mapping[str, list[Any]]) -> list[Any]:
+        refs = list(node.refs())
+        return [call_node(node, {name: values[name][batch] for name in refs}, None, torch.device("cpu"))
+                for batch in range(len(self.rows))]
+
+
+def _as_is(value: Any) -> Any:
+    return value
