@@ -8,6 +8,8 @@ from cipm.compiled import compiled
 
 WARM, COLD = 0.08, 0.03
 """Temperatures at the start and the end of annealing, as shares of the typical change by a random swap."""
+TRIALS = 1000
+"""Random swaps from which the typical change is measured, and after which the temperature falls by a step."""
 PER_PAIR = 500
 """Random swaps of each pair of columns after which a second round from the start gives more than a longer first."""
 
@@ -81,33 +83,31 @@ def _search(columns, order, keep, size, units, width, escapes, seed, warm, cold)
             total += max(limit_a[r], of_b[r]) + max(limit_b[r], of_a[r])
         return total + base[a] + base[b] - worth[p // size] - worth[q // size]
 
-    for g in range(places // size):
-        refresh(g)
     np.random.seed(seed)
-    typical = 0.0
-    for _ in range(1000 if escapes else 0):
-        p = np.random.randint(units)
-        q = p // width * width + np.random.randint(width)
-        if p // size != q // size:
-            typical += gain(p, q) ** 2 / 1000
-    heat = warm * np.sqrt(typical)
-    for step in range(escapes if typical > 0 else 0):
-        if step % 1000 == 0:
-            heat = np.sqrt(typical) * warm * (cold / warm) ** (step / escapes)
-        p = np.random.randint(units)
-        q = p // width * width + np.random.randint(width)
-        if p // size == q // size:
-            continue
-        change = gain(p, q)
-        if change > 0 or np.random.random() < np.exp(change / heat):
-            order[p], order[q] = order[q], order[p]
-            refresh(p // size)
-            refresh(q // size)
-    moves = 1
-    while moves > 0:
-        moves = 0
-        for g in range(places // size):
-            best, at, to = 1e-6 * worth[g], -1, -1
+    groups = places // size
+    touched, pending = np.arange(groups), groups
+    step, typical, heat = -TRIALS if escapes else 0, 0.0, 0.0
+    g, still = -1, 0
+    while still < groups:
+        for i in range(pending):
+            refresh(touched[i])
+        pending, at, to = 0, -1, -1
+        if step < escapes:
+            p = np.random.randint(units)
+            q = p // width * width + np.random.randint(width)
+            if step >= 0 and step % TRIALS == 0:
+                heat = typical * warm * (cold / warm) ** (step / escapes)
+            step += 1
+            if p // size == q // size:
+                continue
+            change = gain(p, q)
+            if step <= 0:
+                typical = np.sqrt(typical ** 2 + change ** 2 / TRIALS)
+            elif change > 0 or np.random.random() < np.exp(change / max(heat, 1e-30)):
+                at, to = p, q
+        else:
+            g = (g + 1) % groups
+            best = 1e-6 * worth[g]
             for p in range(g * size, min((g + 1) * size, units)):
                 start = p // width * width
                 for q in range(start, start + width):
@@ -115,8 +115,7 @@ def _search(columns, order, keep, size, units, width, escapes, seed, warm, cold)
                         change = gain(p, q)
                         if change > best:
                             best, at, to = change, p, q
-            if at >= 0:
-                order[at], order[to] = order[to], order[at]
-                refresh(g)
-                refresh(to // size)
-                moves += 1
+            still = 0 if at >= 0 else still + 1
+        if at >= 0:
+            order[at], order[to] = order[to], order[at]
+            touched[0], touched[1], pending = at // size, to // size, 2

@@ -126,7 +126,7 @@ def test_what_is_refused() -> None:
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["mlp", "resnet20", "llama_rotary"])
+@pytest.mark.parametrize("name", ["mlp", "resnet20", "llama_tied"])
 def test_the_function_is_the_same_until_it_is_masked(name: str) -> None:
     checkpoint, symmetry = known(name)
     found = sparse_orders(symmetry, checkpoint, escapes=5000)
