@@ -103,7 +103,7 @@ def sparsify(checkpoint: Checkpoint, symmetry: Symmetry, orders: Mapping[str, Pe
         masks[key] = torch.from_numpy(keep)
         facts.append(SparseWeight(key, axis, before, float(moved[keep].sum(dtype=np.float64)),
                                   float(scores.sum(dtype=np.float64)), by_magnitude))
-    return SparseModel(_zeroed(checkpoint, plan, masks), masks, plan, tuple(facts), left_out)
+    return SparseModel(zeroed(checkpoint, plan, masks), masks, plan, tuple(facts), left_out)
 
 
 def semi_structured(model: SparseModel, *, dtype: torch.dtype = torch.float16,
@@ -203,7 +203,8 @@ def _columns(scores: np.ndarray, axis: int, place: Place) -> np.ndarray:
     return by_unit.reshape(len(place.index), -1).T
 
 
-def _zeroed(checkpoint: Checkpoint, plan: Plan, masks: Mapping[str, torch.Tensor]) -> Checkpoint:
+def zeroed(checkpoint: Checkpoint, plan: Plan, masks: Mapping[str, torch.Tensor]) -> Checkpoint:
+    """Return the checkpoint with a plan applied and zeros wherever a mask (of the new order) says False."""
     moved = reordered(checkpoint.tensors, plan)
 
     def read(key: str) -> torch.Tensor:

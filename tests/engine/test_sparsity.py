@@ -12,7 +12,9 @@ import torch
 
 from cipm.errors import InputError, OptionError
 from cipm.load.checkpoint import Checkpoint, LazyTensors, metas_of, reordered
+from cipm.ordering import Link, links
 from cipm.permutation import Permutation
+from cipm.pruning.dense_blocks import block_mask, block_orders, block_sparsify
 from cipm.pruning.sparse_model import by_variance, semi_structured, sparse_orders, sparsify, summary
 from cipm.pruning.sparsity import mask, retained, sparsity_order
 from cipm.symmetry import Symmetry, compare, discover_groups, example_inputs
@@ -207,3 +209,51 @@ def test_torchs_format_where_there_is_a_device(monkeypatch: pytest.MonkeyPatch) 
     assert not made and set(refused) == set(sparse.masks)
     assert {"The format holds matrices with the inputs along their last axis.", "Both dimensions must be divisible"} \
         == set(refused.values())
+
+
+# --- dense blocks -----------------------------------------------------------------------------------------------------
+
+
+def planted(rng: np.random.Generator, runs: int, size: int) -> np.ndarray:
+    """Return a matrix of dense blocks, a quarter of all, with rows and columns shuffled."""
+    pattern = (np.add.outer(np.arange(runs), np.arange(runs)) % 4 == 0).astype(float)
+    blocks = np.kron(pattern, np.ones((size, size))) * rng.uniform(0.5, 1, (runs * size, runs * size))
+    noisy = blocks + 0.05 * rng.random(blocks.shape)
+    return noisy[rng.permutation(len(noisy))][:, rng.permutation(len(noisy))]
+
+
+def test_planted_blocks_are_found() -> None:
+    matrix = planted(np.random.default_rng(0), 8, 4)
+    found = block_orders([Link("rows", "cols", matrix)], size=4, share=0.25)
+    ordered = found.orders["cols"].apply(found.orders["rows"].apply(matrix), axis=1)
+    keep = block_mask(found.kept[0], 32, 32, 4)
+    assert keep.mean() == 0.25 and ordered[keep].sum() == pytest.approx(found.retained_after)
+    assert found.retained_after == pytest.approx(found.best_possible, rel=1e-3) and found.retained_before < 0.6 * found.total
+
+
+@pytest.mark.parametrize(("shape", "size", "share", "blocks", "fixed"), [
+    ((12, 20), 4, 0.5, {"cols": 2}, ()), ((10, 13), 4, 0.3, {}, ("rows",)), ((6, 6), 8, 0.5, {}, ())])
+def test_blocks_are_never_worse_and_respect_what_is_fixed(shape, size, share, blocks, fixed) -> None:
+    two = [Link("rows", "cols", drawn(*shape)), Link("cols", "rows", drawn(*shape[::-1], seed=1))]
+    found = block_orders(two, size=size, share=share, blocks=blocks, fixed=fixed)
+    assert found.retained_before <= found.retained_after <= found.best_possible <= found.total
+    assert all(found.orders[name].keeps_blocks(blocks.get(name, 1)) for name in found.orders)
+    assert all(found.orders[name].is_identity for name in fixed)
+    with pytest.raises(OptionError, match="they cannot be 0 and 0.5"):
+        block_orders(two, size=0)
+
+
+def test_a_model_in_blocks_keeps_its_tensors_where_nothing_is_masked() -> None:
+    checkpoint, symmetry = known("resnet20")
+    tensors = {key: tensor.detach() for key, tensor in checkpoint.tensors.items()}
+    between = links([group for group in symmetry.groups if not group.parent], tensors)
+    found = block_orders(between, size=2, share=0.5, tries=1)
+    made, masks = block_sparsify(checkpoint, symmetry, between, found)
+    moved = symmetry.plan(found.orders).apply(tensors)
+    held = 0.0
+    for link in between:
+        keep = masks[link.tensor]
+        assert torch.equal(made.tensors[link.tensor], torch.where(keep, moved[link.tensor], 0))
+        assert (keep.flatten(2).all(2) == keep.flatten(2).any(2)).all()  # whole kernels
+        held += float(moved[link.tensor].float().square().flatten(2).sum(2).sqrt()[keep.flatten(2)[..., 0]].sum())
+    assert held == pytest.approx(found.retained_after, rel=1e-5) and found.retained_after > found.retained_before
