@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import fastcluster
 import numpy as np
-from sklearn.cluster import KMeans
+from scipy import linalg
 
 from cipm.modules.louvain import communities
 from cipm.modules.refine import refined
@@ -86,13 +86,13 @@ def _cut(merges: np.ndarray, count: int) -> np.ndarray:
 
 
 def spectral(view: View, numbers: Sequence[int], absolute: bool, seed: int) -> list[np.ndarray]:
-    """Return labels of spectral clustering: k-means in the leading eigenvectors of the normalised similarity.
+    """Return labels of spectral clustering: the directions of units among the leading eigenvectors of their similarity.
 
     The similarity is the denoised correlation, negative pairs set to zero. A unit that on average does not go along with its
     module is in none. Cost: units² memory, units² × modules time.
 
-    Source: Shi & Malik, "Normalized cuts and image segmentation" (2000); von Luxburg, "A tutorial on spectral
-    clustering" (2007).
+    Source: Shi & Malik, "Normalized cuts and image segmentation" (2000), for the normalised similarity; Damle, Minden,
+    Ying, "Simple, direct and efficient multi-way spectral clustering" (2019), for the directions.
     """
     live, n = view.live, len(view.factors)
     if live.size < 2:
@@ -102,7 +102,7 @@ def spectral(view: View, numbers: Sequence[int], absolute: bool, seed: int) -> l
     found = []
     for number in numbers:
         labels = np.full(n, -1)
-        labels[live] = _leaving(alike, _nearest(points[:, :number], min(number, live.size), seed))
+        labels[live] = _leaving(alike, _nearest(points[:, :number]))
         found.append(labels)
     return found
 
@@ -114,9 +114,14 @@ def _embedding(similarity: np.ndarray, dimensions: int) -> np.ndarray:
     return leading(normalised, lambda values: np.arange(values.size) < dimensions)[1]
 
 
-def _nearest(points: np.ndarray, number: int, seed: int) -> np.ndarray:
-    lengths = np.linalg.norm(points, axis=1, keepdims=True)
-    return KMeans(number, n_init=4, random_state=seed).fit_predict(points / np.where(lengths > 0, lengths, 1))
+def _nearest(points: np.ndarray) -> np.ndarray:
+    """Return the direction that each point [units, modules] lies along, of as many as the points have dimensions.
+
+    The directions are those of the points that a pivoted QR picks as most unlike each other, made orthogonal.
+    """
+    picked = linalg.qr(points.T, pivoting=True, mode="r")[1][:points.shape[1]]
+    left, _, right = linalg.svd(points[picked].T)
+    return np.abs(points @ (left @ right)).argmax(axis=1)
 
 
 def _leaving(similarity: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -48,12 +48,12 @@ def sklearn_best(x, c, truth, modules):
 
 def test_modules_are_found_where_clusterers_told_their_number_begin_to_fail():
     ours, theirs = [], []
-    for seed in (2, 3):
-        x, truth = planted(UNEVEN, 120, 0.15, seed=seed)
+    for seed in (0, 1):
+        x, truth = planted(UNEVEN, 140, 0.15, seed=seed)
         c, halves = halved(x)
         ours.append(ari(truth, partition(c, samples=len(x), halves=halves).labels))
         theirs.append(sklearn_best(x, c, truth, len(UNEVEN)))
-    assert np.mean(theirs) < 0.95 and np.mean(ours) > 0.95
+    assert np.mean(theirs) < 0.92 and np.mean(ours) > 0.95, (theirs, ours)
 
 
 @pytest.mark.parametrize("samples", [1000, 200])
