@@ -8,6 +8,7 @@ optimize_stripe_groups,12,0 on a V100. Real layers come from ../shared/data wher
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -83,4 +84,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    sys.path.remove(str(Path(__file__).resolve().parent))  # numba takes bench/coverage.py for the package of that name
     main()
