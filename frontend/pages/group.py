@@ -9,6 +9,7 @@ import dash_mantine_components as dmc
 from dash import dcc, html
 from dash.development.base_component import Component
 
+from frontend import group_words as gw
 from frontend import symmetry_model as sm
 from frontend import view_models as vm
 from frontend import words
@@ -36,14 +37,14 @@ def panel(report: Json, view: vm.View, page: Json, measurements: list[Json]) -> 
 
 
 def _head(group: Json, view: vm.View, page: Json) -> Component:
-    orders = vm.order_names(group)
+    orders = gw.order_names(group)
     size = vm.size_words(group["size"], group.get("kind") or "units", group.get("blocks") or 1)
     marks = [badge("proved", "good", "Reordering this group was proved to preserve the function")
              if group.get("proved") else badge("not proved", "warn", "No certificate covers this group"),
              dcc.Link("in the graph", href=sm.symmetry_address(page, group=group["name"]),
                       title="Where it stands in the model")]
     viewing = view.tab in ("correlation", "weights") and orders
-    tools = [choice("order", {name: vm.ORDER_WORDS.get(name, name) for name in orders}, orders[0], "Order of the units"),
+    tools = [choice("order", {name: gw.ORDER_WORDS.get(name, name) for name in orders}, orders[0], "Order of the units"),
              choice("show", {"original": "Original", "reordered": "Reordered", "both": "Side by side"}, "reordered",
                     "What to show", "Key o: original or reordered"),
              choice("stat", {"mean": "Mean", "maxabs": "Max |x|"}, "mean", "Zoomed out, a cell shows",
@@ -80,7 +81,7 @@ def _matrices(report: Json, group: Json, view: vm.View, page: Json) -> Any:
 
 
 def _panes(matrix: Json, group: Json, page: Json) -> Component:
-    orders = vm.order_names(group)
+    orders = gw.order_names(group)
     return html.Div([_pane(matrix, pane, orders, page) for pane in ("original", "reordered")], className="panes",
                     **{"data-kind": matrix["kind"]})
 
@@ -93,7 +94,7 @@ def _pane(matrix: Json, pane: str, orders: list[str], page: Json) -> Heatmap:
 
 # ---------------------------------------------------------------- modules
 def _aside(report: Json, group: Json) -> Component:
-    rows = vm.module_rows(group, report)
+    rows = gw.module_rows(group, report)
     if not rows:
         return html.Aside(empty("No modules", group.get("unavailable") or "No units of this group act together."),
                           className="modules", **{"aria-label": "Modules"})
@@ -107,11 +108,11 @@ def _aside(report: Json, group: Json) -> Component:
                                             html.Tbody([_module(row, group) for row in rows[:MOST_MODULES]])]),
                                 className="module-table"),
                        html.P(f"{more} smaller modules are not listed.", className="quiet") if more > 0 else None,
-                       html.P(levels, className="quiet") if (levels := vm.level_words(group)) else None],
+                       html.P(levels, className="quiet") if (levels := gw.level_words(group)) else None],
                       className="modules", **{"aria-label": "Modules"})
 
 
-def _module(row: vm.ModuleRow, group: Json) -> html.Tr:
+def _module(row: gw.ModuleRow, group: Json) -> html.Tr:
     go = html.Button([html.I(className="dot", style={"background": module_colour(row.id)}), str(row.id)], type="button",
                      className="module-go", title="Zoom the matrices to this module",
                      **{"data-module": str(row.id), "data-group": group["name"]})
@@ -146,7 +147,7 @@ def _redundancy(group: Json) -> Any:
         _units("saturated units", activity["saturated"], "no unit stays at an end of its range") if activity else None,
         big(words.integer(group.get("samples")), "samples", "rows × positions that the figures rest on")], className="bigs")
     bars = [_dimension_row(key, found, group["size"]) for key in DIMENSIONS
-            if (found := vm.dimension_of(dimension, key)) is not None]
+            if (found := gw.dimension_of(dimension, key)) is not None]
     return [shares, html.H3("Effective dimension"),
             html.P("How many independent directions the units span, by several measures; in brackets, the values of the two "
                    "halves of the probe data.", className="quiet"),
@@ -155,7 +156,7 @@ def _redundancy(group: Json) -> Any:
 
 def _units(title: str, units: list[int], none: str) -> Component:
     """Return a count of units with their numbers, or what it means that there are none."""
-    shown = vm.compact_ranges(units[:60]) + ("…" if len(units) > 60 else "")
+    shown = gw.compact_ranges(units[:60]) + ("…" if len(units) > 60 else "")
     return big(words.integer(len(units)), title, [shown, " ", copy_button(", ".join(map(str, units)))] if units else none)
 
 
@@ -169,24 +170,24 @@ def _dimension_row(key: str, found: tuple[float, tuple[float, float] | None], si
 
 # ---------------------------------------------------------------- orders
 def _orders(report: Json, group: Json) -> Any:
-    rows = vm.score_rows(group)
+    rows = gw.score_rows(group)
     if not rows:
         return empty("No orders were computed for this group", group.get("unavailable"))
-    best = vm.best_scores(rows)
+    best = gw.best_scores(rows)
     head = html.Tr([html.Th("Order", rowSpan=2), *[html.Th([name, html.Span(sense)], colSpan=2)
-                                                  for name, sense in vm.SCORES.values()]])
-    sub = html.Tr([html.Th(text) for _ in vm.SCORES for text in ("in sample", "held out")])
-    body = [html.Tr([html.Th(vm.ORDER_WORDS.get(name, name), scope="row"),
+                                                  for name, sense in gw.SCORES.values()]])
+    sub = html.Tr([html.Th(text) for _ in gw.SCORES for text in ("in sample", "held out")])
+    body = [html.Tr([html.Th(gw.ORDER_WORDS.get(name, name), scope="row"),
                      *[cell for i, pair in enumerate(cells) for cell in _score(pair, best[i] == name)]])
             for name, cells in rows]
-    chance = vm.chance_row(group)
+    chance = gw.chance_row(group)
     by_chance = html.Tr([html.Th("By chance", scope="row", title="Mean ± standard deviation over random orders, held out"),
                          *[cell for text in chance or () for cell in (html.Td(), html.Td(text))]], className="quiet")
     return [html.P("Scores of the correlation matrix in each order. Held-out figures are of the half of the probe data "
                    "that the order was not made from; the best is marked.", className="quiet"),
             html.Div(html.Table([html.Thead([head, sub]), html.Tbody([*body, by_chance if chance else None])],
                                 className="scores"), className="wide-table"),
-            html.Ul([html.Li(text) for text in vm.order_notes(report, group)], className="quiet")]
+            html.Ul([html.Li(text) for text in gw.order_notes(report, group)], className="quiet")]
 
 
 def _score(pair: tuple[float | None, float | None], best: bool) -> list[html.Td]:

@@ -9,6 +9,7 @@ import dash_mantine_components as dmc
 from dash import ALL, Dash, Input, Output, State, ctx, html, no_update
 from dash.development.base_component import Component
 
+from frontend import group_words as gw
 from frontend import view_models as vm
 from frontend import words
 from frontend.client import ApiError
@@ -66,7 +67,7 @@ def export_list(exports: list[Json]) -> Component:
 
 
 def _export(export: Json) -> list[Any]:
-    job, order = export["job"], vm.ORDER_WORDS.get(export["order"], export["order"])
+    job, order = export["job"], gw.ORDER_WORDS.get(export["order"], export["order"])
     if job["status"] in vm.ACTIVE:
         return [html.Span(f"{order}: writing…"), badge(words.percent(job.get("progress"), 0))]
     if job["status"] != "done":
@@ -140,8 +141,8 @@ def _register_export(app: Dash, site: Site) -> None:
             return no_update, no_update, no_update, no_update
         client = site.visit()
         report = await site.report(client, await client.analysis(page["id"]))
-        orders = vm.export_orders(report)
-        data = [{"value": name, "label": vm.ORDER_WORDS.get(name, name)} for name in orders]
+        orders = gw.export_orders(report)
+        data = [{"value": name, "label": gw.ORDER_WORDS.get(name, name)} for name in orders]
         return True, await _exports(site, page), data, orders[0] if orders else None
 
     @app.callback(Output(Sharing.EXPORT_LIST, "children", allow_duplicate=True), Output(Sharing.EXPORT_STREAM, "src"),

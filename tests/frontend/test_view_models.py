@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frontend import figures, options_form, words
+from frontend import group_words as gw
 from frontend import view_models as vm
 
 
@@ -52,7 +53,7 @@ def test_matrices_of_one_kind_and_the_chosen_one() -> None:
 
 
 def test_orders_begin_with_modules_and_leave_the_original_out() -> None:
-    assert vm.order_names(group("g", orders={"random": {}, "original": {}, "own": {}, "modules": {}})) == [
+    assert gw.order_names(group("g", orders={"random": {}, "original": {}, "own": {}, "modules": {}})) == [
         "modules", "random", "own"]
 
 
@@ -60,7 +61,7 @@ def test_orders_begin_with_modules_and_leave_the_original_out() -> None:
 @given(st.sets(st.integers(0, 200), max_size=60))
 def test_ranges_say_exactly_these_units(units: set[int]) -> None:
     said: set[int] = set()
-    for part in filter(None, vm.compact_ranges(sorted(units)).split(", ")):
+    for part in filter(None, gw.compact_ranges(sorted(units)).split(", ")):
         low, _, high = part.partition("\u2013")
         said |= set(range(int(low), int(high or low) + 1))
     assert said == units
@@ -69,16 +70,16 @@ def test_ranges_say_exactly_these_units(units: set[int]) -> None:
 def test_modules_are_listed_largest_first() -> None:
     modules = [{"id": 0, "units": [1], "size": 1},
                {"id": 1, "units": [0, 2, 3], "size": 3, "coherence": 0.4, "stability": None}]
-    rows = vm.module_rows(group("g", modules=modules))
+    rows = gw.module_rows(group("g", modules=modules))
     assert [(row.id, row.ranges, row.coherence) for row in rows] == [(1, "0, 2, 3", 0.4), (0, "1", None)]
 
 
 def test_the_best_order_is_judged_on_held_out_rows_in_each_scores_own_sense() -> None:
     orders = {"modules": {"scores": {"path": 0.1, "block_contrast": 0.9}, "held_out": {"path": 0.5, "block_contrast": 0.2}},
               "spectral": {"scores": {"path": 0.4, "block_contrast": 0.1}, "held_out": {"path": 0.4, "block_contrast": 0.8}}}
-    rows = vm.score_rows(group("g", orders=orders))
+    rows = gw.score_rows(group("g", orders=orders))
     assert [name for name, _ in rows] == ["modules", "spectral"]
-    assert vm.best_scores(rows) == [None, "spectral", "spectral", None, None]
+    assert gw.best_scores(rows) == [None, "spectral", "spectral", None, None]
 
 
 # ---------------------------------------------------------------- certificate and jobs
@@ -204,23 +205,23 @@ def test_long_names_are_said_in_two_parts() -> None:
 # ---------------------------------------------------------------- dimension, chance, policies
 def test_a_dimension_carries_the_values_of_the_two_halves() -> None:
     dimension = {"variance_95": 7, "halves": {"variance_95": [6, 8]}, "nearest_neighbour": {"value": None, "halves": None}}
-    assert vm.dimension_of(dimension, "variance_95") == (7, (6, 8))
-    assert vm.dimension_of(dimension, "nearest_neighbour") is None
+    assert gw.dimension_of(dimension, "variance_95") == (7, (6, 8))
+    assert gw.dimension_of(dimension, "nearest_neighbour") is None
     near = {"nearest_neighbour": {"value": 2.5, "halves": None}}
-    assert vm.dimension_of(dimension | near, "nearest_neighbour") == (2.5, None)
+    assert gw.dimension_of(dimension | near, "nearest_neighbour") == (2.5, None)
 
 
 def test_chance_alignment_and_policies_in_words() -> None:
     chance = {"mean": {"path": 1.0}, "sd": {"path": 0.02}}
-    row = vm.chance_row(group("g", chance=chance))
-    assert row is not None and row[1] == "1 ± 0.02" and vm.chance_row(group("g")) is None
+    row = gw.chance_row(group("g", chance=chance))
+    assert row is not None and row[1] == "1 ± 0.02" and gw.chance_row(group("g")) is None
     report = {"coordination": {"before": [0.1], "after": [0.5], "mean_before": 0.1, "mean_after": 0.5},
               "groups": [group("g", orders={"modules": {}, "original": {}}, policies={"transfer": "canonical: the same."})]}
-    assert vm.export_orders(report) == ["modules", "transfer"]
-    notes = vm.order_notes(report, report["groups"][0])
+    assert gw.export_orders(report) == ["modules", "transfer"]
+    notes = gw.order_notes(report, report["groups"][0])
     assert len(notes) == 2 and "0.5" in notes[0] and notes[1] == "Policy: transfer takes canonical: the same."
     chosen = group("g", portfolio={"chosen": "angle", "how": "best of 4"})
-    assert vm.order_notes({}, chosen) == ["Best seriation: angle, best of 4."]
+    assert gw.order_notes({}, chosen) == ["Best seriation: angle, best of 4."]
 
 
 def test_a_module_says_what_is_typical_of_it_and_what_it_reads() -> None:
@@ -229,9 +230,9 @@ def test_a_module_says_what_is_typical_of_it_and_what_it_reads() -> None:
     links = [{"tensor": "w", "rows": "g", "cols": "h", "reads": "h", "ratio": [[1.0, 2.5]], "z": [[0.0, 9.0]]},
              {"tensor": "v", "rows": "k", "cols": "g", "reads": "g", "ratio": [[3.0]], "z": [[4.0]]},
              {"tensor": "u", "rows": "k", "cols": "g", "reads": "g", "ratio": [[1.1]], "z": [[0.5]]}]
-    [row] = vm.module_rows(group("g", modules=[module]), {"interactions": links})
+    [row] = gw.module_rows(group("g", modules=[module]), {"interactions": links})
     assert row.notes == ("Most typical: 1, 0", "Opposed: 2", "Most active on probe rows 7",
                          "Reads h module 1: 2.5 × the expected weight", "Read by k module 0: 3 × the expected weight")
     levels = [{"modules": 2, "resolution": 0.1, "stability": 0.9}, {"modules": 5, "resolution": 0.4, "stability": 0.8}]
-    assert vm.level_words(group("g", levels=levels[:1])) is None
-    assert "2 (resolution 0.1, stability 0.9) \u2192 5" in (vm.level_words(group("g", levels=levels)) or "")
+    assert gw.level_words(group("g", levels=levels[:1])) is None
+    assert "2 (resolution 0.1, stability 0.9) \u2192 5" in (gw.level_words(group("g", levels=levels)) or "")
