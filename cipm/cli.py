@@ -17,12 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cipm.errors import CipmError, Conflict, InputError, NotFound
+from cipm.errors import CipmError, Conflict, InputError, NotFound, OptionError
 from cipm.jail import Limits
 from cipm.jail import run as run_jailed
 from cipm.options import ORDERS, AnalysisOptions, parse_options
 from cipm.views.facts import STRUCTURE_FILE, freedom_facts
-from cipm.views.text import canonical_lines, fingerprint_lines, symmetry_lines
+from cipm.views.text import canonical_lines, fingerprint_lines, prune_lines, symmetry_lines
 
 FORMS = {
     "scale": "scale every unit by a power of two so that the norm of what comes in lies in [1, 2); restore undoes it",
@@ -31,7 +31,14 @@ FORMS = {
     "invertible": "balance value-output and query-key spaces (rounds: cannot be restored)",
 }
 """Normal forms that reorganize can bring a model into."""
-PIPELINE, COMMANDS = "cipm.pipeline:run_job", "cipm.pipeline.commands"
+BUDGETS = {
+    "keep": "share of the units of every group to keep, more than 0 and at most 1",
+    "max-loss": "how much the loss, measured on held-out probe rows, may rise",
+    "params": "most parameters of the smaller model",
+    "flops": "most floating-point operations of the smaller model for one row (a multiply-add is two)",
+}
+"""What prune may be told; exactly one of them."""
+PIPELINE, COMMANDS, PRUNING = "cipm.pipeline:run_job", "cipm.pipeline.commands", "cipm.pipeline.pruning:prune_job"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,6 +79,15 @@ def parser() -> argparse.ArgumentParser:
     command = _add(words, "fingerprint", fingerprint, "print a hash that all permuted copies of a model share; with several "
                    "models, exit 0: all equal, 1: not", "json")
     command.add_argument("MODEL", type=Path, nargs="+")
+    command = _add(words, "prune", prune, "write a smaller model, its weights refitted to make up for what goes", "MODEL",
+                   "PROBE", "out", "json")
+    budget = command.add_mutually_exclusive_group(required=True)
+    for name, about in BUDGETS.items():
+        budget.add_argument(f"--{name}", type=float, metavar="NUMBER", help=about)
+    command.add_argument("--group", action="append", default=[], metavar="NAME=UNITS", help="keep so many units of this group")
+    command.add_argument("--lock", action="append", default=[], metavar="NAME", help="keep all units of this group")
+    command.add_argument("--format", choices=["pt2", "onnx", "huggingface", "state_dict"],
+                         help="what to write (default: the format of MODEL)")
     _add(words, "restore", restore, "undo reorganize: tensors bit-identical to the upload", "FILE", "out", "json")
     command = _add(words, "verify", verify, "are two models the same function? Exit 0: yes, 1: no", "A", "B", "json")
     command.add_argument("--probe", type=Path, help="compare on these rows instead of random inputs")
@@ -150,6 +166,18 @@ def fingerprint(arguments: argparse.Namespace) -> int:
     return 0 if equal else 1
 
 
+def prune(arguments: argparse.Namespace) -> int:
+    """Write a smaller model."""
+    name, value = next((n, v) for n in BUDGETS if (v := getattr(arguments, n.replace("-", "_"))) is not None)
+    with _scratch() as scratch:
+        request = {"budget": name.replace("-", "_"), "value": value, "locked": arguments.lock, "sizes": _sizes(arguments.group),
+                   "form": arguments.format, "filename": arguments.out.name, "options": parse_options({}).model_dump(),
+                   **_files(model=arguments.MODEL, probe=arguments.PROBE)}
+        result = _run(PRUNING, request, scratch)
+        _place(scratch / result["filename"], arguments.out)
+    return _print(arguments, {**result, "filename": str(arguments.out)}, prune_lines)
+
+
 def restore(arguments: argparse.Namespace) -> int:
     """Write the original tensors of a reorganised file."""
     with _scratch() as scratch:
@@ -226,6 +254,17 @@ def _place(made: Path, out: Path) -> None:
 def _check_new_folder(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Conflict(f"{str(out)!r} exists already and is not an empty folder.", fix="Choose another --out.")
+
+
+def _sizes(given: Sequence[str]) -> dict[str, int]:
+    """Return the units by group of NAME=UNITS."""
+    sizes = {}
+    for one in given:
+        name, _, units = one.rpartition("=")
+        if not name or not units.isdecimal():
+            raise OptionError(f"--group takes NAME=UNITS, such as fc1=64; it cannot be {one!r}.", where="--group")
+        sizes[name] = int(units)
+    return sizes
 
 
 def _analysis_orders(folder: Path, order: str) -> dict[str, str]:

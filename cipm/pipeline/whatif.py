@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from cipm.errors import OptionError
+from cipm.load.checkpoint import Checkpoint
 from cipm.pipeline.collecting import Statistics, carried_by, read_statistics
 from cipm.pipeline.context import Context, batches
 from cipm.pruning import Curve, calibrate, elimination_curve, reconstruction
@@ -172,7 +173,7 @@ class Reference:
         self.notes = [] if self.rows == wanted else [
             f"What-ifs were measured on {self.rows} of {wanted} rows, because each of {points} points runs the whole model."]
         chosen = torch.from_numpy(odd[np.arange(self.rows) * odd.size // self.rows])
-        self.inputs = [batch for batch in batches(_subset(probe, chosen), context.checkpoint, options.batch_rows)]
+        self.inputs = [batch for batch in batches(subset(probe, chosen), context.checkpoint, options.batch_rows)]
         self.output = self._outputs({})
         self.rows = len(self.output)
         labels = None if probe.labels is None else probe.labels[chosen][:self.rows]
@@ -186,11 +187,15 @@ class Reference:
         """Return loss, accuracy, agreement and KL of the model with these values replaced."""
         return self._judge(self._outputs(interventions))
 
-    def _outputs(self, interventions: Intervene) -> torch.Tensor:
-        context = self.context
-        constants = {key: tensor.to(context.device) for key, tensor in context.checkpoint.constants.items()}
-        parts = [run(context.checkpoint.graph, context.tensors, constants, batch, intervene=interventions)
-                 for batch in self.inputs]
+    def measure_model(self, checkpoint: Checkpoint, interventions: Intervene | None = None) -> dict[str, Any]:
+        """Return the same of another checkpoint with the same inputs and outputs."""
+        return self._judge(self._outputs(interventions or {}, checkpoint))
+
+    def _outputs(self, interventions: Intervene, other: Checkpoint | None = None) -> torch.Tensor:
+        context, checkpoint = self.context, other or self.context.checkpoint
+        constants = {key: tensor.to(context.device) for key, tensor in checkpoint.constants.items()}
+        tensors = context.tensors if other is None else {k: t.to(context.device) for k, t in other.tensors.items()}
+        parts = [run(checkpoint.graph, tensors, constants, batch, intervene=interventions) for batch in self.inputs]
         first = next(i for i, value in enumerate(parts[0]) if value is not None)
         return torch.cat([part[first].float().cpu() for part in parts])
 
@@ -215,7 +220,7 @@ class Reference:
 
 def _row_cost(context: Context) -> tuple[float, float]:
     """Return (floating-point operations, numbers in the outputs) of one row, counted on one batch of a few rows."""
-    inputs = next(batches(_subset(context.probe, torch.arange(min(2, context.probe.used_rows))), context.checkpoint, 2), None)
+    inputs = next(batches(subset(context.probe, torch.arange(min(2, context.probe.used_rows))), context.checkpoint, 2), None)
     if inputs is None:  # a model with a fixed batch: count a whole one
         inputs = next(batches(context.probe, context.checkpoint, 2))
     with FlopCounterMode(display=False) as counter:
@@ -224,7 +229,8 @@ def _row_cost(context: Context) -> tuple[float, float]:
     return counter.get_total_flops() / rows, sum(o.numel() for o in outputs if o is not None) / rows
 
 
-def _subset(probe: Any, rows: torch.Tensor) -> Any:
+def subset(probe: Any, rows: torch.Tensor) -> Any:
+    """Return the inputs of some rows of a probe set, without their labels."""
     return type(probe)({name: t[rows] for name, t in probe.inputs.items()}, None, len(rows), len(rows), ())
 
 

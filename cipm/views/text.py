@@ -84,3 +84,16 @@ def fingerprint_lines(result: Json) -> list[str]:
 def _unresolved_lines(unresolved: dict[str, int]) -> list[str]:
     return [f"{count} units of {name} could not be told apart within the budget: a permuted copy may come out otherwise"
             for name, count in unresolved.items()]
+
+
+def prune_lines(result: Json) -> list[str]:
+    """Return what pruning did, as lines: sizes, then what was predicted and measured."""
+    measured, base = result["measured"], result["baseline"]
+    size = ", ".join(f"{result[name]['before']:,} → {result[name]['after']:,} {word}"
+                     for name, word in (("parameters", "parameters"), ("flops", "FLOPs a row")))
+    more = [f"{word} {measured[name]:.4g}" for name, word in (("kl", "KL to the original"), ("agreement", "agreement"),
+                                                              ("accuracy", "accuracy")) if measured[name] is not None]
+    loss = f"{base['loss_kind']} {base['loss']:.4f} → {measured['loss']:.4f} (predicted {result['predicted']['loss']:.4f})"
+    kept = [f"  {name}: {units:,} units kept" for name, units in result["keep"].items()]
+    return [f"wrote {result['filename']}: {size}", f"{', '.join([loss, *more])} on {result['rows']:,} held-out rows", *kept,
+            *result["notes"]]
