@@ -13,7 +13,7 @@ from cipm.modules.partition import Partition, agreement
 from cipm.statistics.spectrum import Factors
 
 STABLE = 0.8  # share of the partition's own stability that a level must reach
-SAME = 0.9  # partitions that agree as much are one level
+SAME = 0.7  # partitions that agree as much with the first of a run are one level with it
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ def hierarchy(found: Partition, whole: Factors, halves: tuple[Factors, Factors] 
     chains = [_chain(factors.loadings, labels, found.resolution, values, absolute, seed) for factors, labels in starts]
     coarse = [Level(g, agreement(a, b), w) for g, (w, a, b) in _rows(chains, 0)]
     fine = [Level(g, agreement(a, b), w) for g, (w, a, b) in _rows(chains, 1)]
-    return (*reversed(_distinct(own, coarse)), own, *_distinct(own, fine))
+    return (*reversed(_distinct(own, coarse, -1)), own, *_distinct(own, fine, 1))
 
 
 def _rows(chains: list[tuple[dict, dict]], side: int) -> list[tuple[float, list[np.ndarray]]]:
@@ -104,16 +104,18 @@ def _split(factors: np.ndarray, labels: np.ndarray, resolution: float, absolute:
     return together(result)
 
 
-def _distinct(own: Level, levels: list[Level]) -> list[Level]:
-    """Return, going outwards, the most stable level of each run of about equal ones that is not the partition's own."""
-    kept: list[Level] = []
-    run = [own]
+def _distinct(own: Level, levels: list[Level], direction: int) -> list[Level]:
+    """Return, going outwards, the most stable level of each run of about equal ones that is not the partition's own; each
+    has fewer (direction −1) or more (1) modules than the one before, and two at least.
+    """
+    kept, run = [own], [own]
     for level in [*levels, None]:
-        if level is not None and agreement(level.labels, run[-1].labels) >= SAME:
+        if level is not None and agreement(level.labels, run[0].labels) >= SAME:
             run.append(level)
             continue
-        best = max(run, key=lambda one: one.stability)
-        if own not in run and best.stability >= STABLE * own.stability and best.labels.max() >= 1:
+        best, before = max(run, key=lambda one: one.stability), kept[-1]
+        more = direction * (int(best.labels.max()) - int(before.labels.max())) > 0
+        if own not in run and more and best.stability >= STABLE * own.stability and best.labels.max() >= 1:
             kept.append(best)
         run = [level]
-    return kept
+    return kept[1:]

@@ -16,6 +16,7 @@ from cipm.modules.louvain import communities
 from cipm.modules.refine import refined
 from cipm.statistics.spectrum import leading
 
+MANY = 512  # units up to which a single resolution tries more than two local optima
 TRIED = 16  # values of the setting that are compared
 TAIL = (0.6, 0.002)  # shares of the pairs above a resolution, from the lowest to the highest resolution
 
@@ -38,14 +39,18 @@ class View:
 
 
 def potts(view: View, resolutions: Sequence[float], absolute: bool, seed: int) -> list[np.ndarray]:
-    """Return labels [units] (−1: in no module) of the constant-Potts communities at each resolution."""
-    return [_potts(view, resolution, absolute, seed) for resolution in resolutions]
+    """Return labels [units] (−1: in no module) of the constant-Potts communities at each resolution.
+
+    Where several are compared each is the best of two local optima; a single one of more.
+    """
+    starts = 2 if len(resolutions) > 1 and len(view.factors) <= MANY else None
+    return [_potts(view, resolution, absolute, seed, starts) for resolution in resolutions]
 
 
-def _potts(view: View, resolution: float, absolute: bool, seed: int) -> np.ndarray:
-    live, labels = view.live, np.full(len(view.factors), -1)
-    generator = np.random.default_rng(seed)
-    labels[live] = together(communities(view.factors[live], resolution, generator=generator, absolute=absolute))
+def _potts(view: View, resolution: float, absolute: bool, seed: int, starts: int | None) -> np.ndarray:
+    live, labels, generator = view.live, np.full(len(view.factors), -1), np.random.default_rng(seed)
+    found = communities(view.factors[live], resolution, generator=generator, starts=starts, absolute=absolute)
+    labels[live] = together(found)
     return labels if view.correlation is None else together(refined(view.correlation, labels, resolution, absolute=absolute))
 
 
