@@ -2,8 +2,9 @@
 
 from cipm.pruning.elimination import Curve, cost_of_order, default_ridge, elimination_curve, quick_curve
 from cipm.pruning.fold import with_refit
+from cipm.pruning.merging import Duplicate, near_duplicates
 from cipm.pruning.refit import calibrate, reconstruction
 from cipm.pruning.shrink import Shrunk, masked, shrink
 
-__all__ = ["Curve", "Shrunk", "calibrate", "cost_of_order", "default_ridge", "elimination_curve", "masked", "quick_curve",
-           "reconstruction", "shrink", "with_refit"]
+__all__ = ["Curve", "Duplicate", "Shrunk", "calibrate", "cost_of_order", "default_ridge", "elimination_curve", "masked",
+           "near_duplicates", "quick_curve", "reconstruction", "shrink", "with_refit"]
