@@ -245,4 +245,5 @@ def main(words: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    sys.path.remove(str(Path(__file__).resolve().parent))  # numba takes bench/coverage.py for the package of that name
     main(sys.argv[1:])

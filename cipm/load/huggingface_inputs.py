@@ -34,8 +34,10 @@ def candidates(model: Any, dtype: torch.dtype) -> Iterator[Samples]:
     required = {name: s for name, s in other.items() if _required(model, name)}
     main = {name: s for name, s in other.items() if name == model.main_input_name}
     target = {name: s for name, s in text.items() if name == "decoder_input_ids"}
+    mask = {"attention_mask": text["input_ids"]} if "input_ids" in text and "attention_mask" in names else {}
     seen: list[Samples] = []
-    for samples in (_series(model, dtype, names), main and main | target, text | required, text | other, other):
+    for samples in (_series(model, dtype, names), main and main | target, text | required, text | other, other,
+                    mask and text | required | mask):
         if samples and samples not in seen:
             seen.append(samples)
             yield samples

@@ -17,10 +17,12 @@ from cipm.pipeline.stored import Statistics, StoredStatistics, read_pass, write_
 from cipm.stages import segments, shard_rows
 from cipm.statistics.collect import Collected, collect
 from cipm.statistics.plan import MIB, CollectionPlan, plan_collection
+from cipm.statistics.sampling import EVERY_POSITION
 from cipm.symmetry import SymmetryGroup, Tap
 from cipm.trace import run
 
 __all__ = ["Statistics", "StoredStatistics", "carried_by", "collect_shard", "collect_statistics", "collection_facts",
+           "collection_notes",
            "collection_plan", "read_statistics", "shard_ranges", "why_not_collected"]
 
 
@@ -82,6 +84,13 @@ def read_statistics(context: Context) -> StoredStatistics:
 def collection_facts(context: Context) -> dict[str, Any]:
     """Return what was collected, and how: {taps, passes, left_out, budget_bytes, shards, words}, as statistics.json has it."""
     return context.read("collect", "statistics.json")
+
+
+def collection_notes(context: Context) -> list[str]:
+    """Return in sentences what a person should know of how activations were collected."""
+    facts = collection_facts(context)
+    said = [text for tap in facts["taps"] for text in (tap["positions"]["words"], *tap["padding"]["words"])]
+    return [facts["words"], *(text for text in dict.fromkeys(said) if text != EVERY_POSITION)]
 
 
 def why_not_collected(context: Context, group: SymmetryGroup) -> str | None:

@@ -16,7 +16,7 @@ import torch
 from cipm import __version__
 from cipm.options import ORDERS
 from cipm.permutation import Permutation, compose
-from cipm.pipeline.collecting import collection_facts
+from cipm.pipeline.collecting import collection_facts, collection_notes
 from cipm.pipeline.context import Context
 from cipm.symmetry import Place, SymmetryGroup
 from cipm.views.artefact import AxisMeta, write_index, write_matrix, write_strip
@@ -139,7 +139,7 @@ def report(context: Context, matrices: list[dict[str, Any]], organized: Mapping[
         "options": context.options.model_dump(),
         **{name: shown[name] for name in ("log10_equivalents", "movable_share", "certificate", "pins")},
         "continuous": [freedom_facts(freedom) for freedom in shown["continuous"]],
-        "notes": [*shown["notes"], *whatif["notes"]],
+        "notes": [*shown["notes"], *collection_notes(context), *whatif["notes"]],
         "timings": dict(context.kept.get("timings", {})),
         "baseline": whatif["baseline"], "matrices": matrices,
         **{name: context.read("organize", "organize.json")[name] for name in ("coordination", "interactions")},

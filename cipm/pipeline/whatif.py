@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cipm.errors import OptionError
 from cipm.load.checkpoint import Checkpoint
-from cipm.pipeline.collecting import Statistics, carried_by, read_statistics
+from cipm.pipeline.collecting import Statistics, carried_by, read_statistics, why_not_collected
 from cipm.pipeline.context import Context, batches
 from cipm.pruning import Curve, calibrate, elimination_curve, reconstruction
 from cipm.statistics import HalfSplit
@@ -74,7 +74,7 @@ def unavailable(context: Context, group: SymmetryGroup, statistics: Statistics) 
     if context.probe.used_rows < 4:
         return "A what-if needs at least 4 probe rows: half of them to fit on, half to measure on."
     if any(tap.key not in statistics for tap in group.taps):
-        return "Its activations were not collected (the group is wider than max_width)."
+        return why_not_collected(context, group) or "Its activations were not collected (the group is wider than max_width)."
     return None
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 GOLDEN = (5**0.5 - 1) / 2
+EVERY_POSITION = "Every position counts."
 MASKS = ("attention_mask", "decoder_attention_mask", "input_mask")
 """Names of inputs that say which positions of a sequence are real (1) and which are padding (0)."""
 MEASURED_EXPONENT = 0.27
@@ -156,7 +157,7 @@ def sampling_effect(there: float, kept: float) -> dict[str, float | str]:
     """
     share = min(1.0, kept / there) if there else 1.0
     most, measured = share**-0.5, share**-MEASURED_EXPONENT
-    words = "Every position counts." if share > 1 - 1e-9 else (
+    words = EVERY_POSITION if share > 1 - 1e-9 else (
         f"{kept:.5g} of {there:.5g} positions of a row are kept, which makes the standard error of a correlation at most "
         f"{most:.2g} × as large as all positions would; on images, whose positions are alike, about {measured:.2g} × "
         "(1.45 × was measured at a quarter).")

@@ -121,7 +121,8 @@ def find_families(structure: Structure) -> list[Family]:
     families = [Family(units, 1, frozenset(structure.above[units[0]].tolist())) for units in runs if units.size > 1]
     families.sort(key=lambda family: family.units.min())
     merged = _merge_blocks(structure, families, first)
-    return sorted(merged, key=lambda f: (-structure.above.size(f.units[:1])[0], first[f.units[0]]))
+    stored = [family for family in merged if unit_places(structure, family.units[:1])]  # others are positions alone
+    return sorted(stored, key=lambda f: (-structure.above.size(f.units[:1])[0], first[f.units[0]]))
 
 
 def unit_places(structure: Structure, units: np.ndarray) -> dict[int, np.ndarray]:
