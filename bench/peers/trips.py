@@ -23,7 +23,7 @@ from cipm.load import load
 from cipm.symmetry import discover_groups, prove, random_member
 from cipm.testing.models import ROWS, quiet
 
-BY_PRODUCTS = ("encoder_last_hidden_state", "encoder_hidden_states", "decoder_hidden_states")
+BY_PRODUCTS = ("encoder_last_hidden_state",)
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4}
 warnings.simplefilter("ignore")
 
@@ -95,8 +95,9 @@ def outputs(model: Callable[..., Any], example: zoo.Example, *, grad: bool = Fal
     """Return every tensor that a model gives, in order; `own`: without what the loader takes for no result of its own."""
     with torch.set_grad_enabled(grad):
         value = model(**example) if isinstance(example, dict) else model(*example)
-    if own and isinstance(value, dict) and "logits" in value:
-        value = {name: item for name, item in value.items() if name not in BY_PRODUCTS}
+    if own and isinstance(value, dict):
+        left_out = BY_PRODUCTS if "logits" in value else ()
+        value = {name: item for name, item in value.items() if isinstance(item, Tensor) and name not in left_out}
     return tensors_of(value)
 
 

@@ -138,7 +138,7 @@ def _features(model: Any, dtype: torch.dtype) -> Sample:
         return Sample((2, 1, spec * (spec // mels), mels), dtype, {0: BATCH})
     if positions is not None and not hasattr(config, "input_feat_per_channel"):
         return Sample((2, mels, 2 * positions), dtype, {0: BATCH})
-    return Sample((2, 4 * TOKENS, mels), dtype, {0: BATCH, 1: ("frames", 2, None)})
+    return Sample((2, 4 * TOKENS, mels), dtype, {0: BATCH, 1: ("frames", 16, None)})
 
 
 def _series(model: Any, dtype: torch.dtype, names: Sequence[str]) -> Samples:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from types import CellType
 from typing import Any
 
 import torch
@@ -51,7 +53,7 @@ def trace(model: Any, dtype: torch.dtype) -> tuple[Graph, dict[str, torch.Tensor
     failure: CipmError | None = None
     for samples, note in _attempts(model, dtype):
         try:
-            with _unchecked_distributions():
+            with _unchecked_distributions(), _own_caches(model):
                 graph, constants = functional(export_program(_Tensors(model, samples).eval(), samples), samples)
         except CipmError as error:
             failure = failure or error
@@ -67,7 +69,8 @@ def trace(model: Any, dtype: torch.dtype) -> tuple[Graph, dict[str, torch.Tensor
 def _attempts(model: Any, dtype: torch.dtype) -> Iterator[tuple[Samples, str | None]]:
     """Yield (inputs, note) to try: those that the model runs on first, and each with fewer and fewer free sizes."""
     found = list(candidates(model, dtype))
-    found.sort(key=lambda samples: not _runs(model, samples))
+    with _own_caches(model):
+        found.sort(key=lambda samples: not _runs(model, samples))
     for samples in found:
         for fewer in fewer_sizes(samples):
             yield fewer, None
@@ -86,6 +89,26 @@ def _unchecked_distributions() -> Iterator[None]:
         yield
     finally:
         torch.distributions.Distribution.set_default_validate_args(before)
+
+
+@contextmanager
+def _own_caches(model: Any) -> Iterator[None]:
+    """Forget what functions of the model's modules keep for equal arguments: the stand-ins of a trace are of no use later."""
+    try:
+        yield
+    finally:
+        for name in {type(part).__module__ for part in model.modules()}:
+            for value in list(vars(sys.modules[name]).values()):
+                _forget(value)
+
+
+def _forget(value: Any) -> None:
+    """Empty the cache of a function, or of one that it wraps."""
+    cells = getattr(value, "__closure__", None) or ()
+    inside = [cell.cell_contents for cell in cells if cell != CellType()]
+    for function in (value, *inside):
+        if callable(clear := getattr(function, "cache_clear", None)):
+            clear()
 
 
 def _runs(model: Any, samples: Samples) -> bool:
