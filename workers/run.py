@@ -169,7 +169,8 @@ class _Run:
         bench, done, asked = self.bench, self.done(), dict(asked or {})
         request = _request(bench, self.job, self.analysis, self.scratch, done) | {"addresses": self.addresses} | asked
         folder = self.scratch / f"work-{request['kind']}"
-        events = _events(bench.store, self.lease, self.addresses, set(done), folder, self.job.parent_id)
+        reached = self.job.progress if "shards" in asked else 0.0
+        events = _events(bench.store, self.lease, self.addresses, set(done), folder, self.job.parent_id, reached)
         files = [Path(request[name]) for name in ("model", "probe") if request[name]]
         spare, self.spare = self.spare, None
         return run_jailed(
@@ -197,8 +198,8 @@ def _request(bench: Bench, job: Job, analysis: Analysis, scratch: Path, done: di
 
 
 def _events(store: Store, lease: Lease, addresses: Mapping[str, str], done: set[str], scratch: Path,
-            parent_id: str | None) -> Callable[[dict[str, Any]], None]:
-    """Return the listener that keeps every finished stage at once and writes progress.
+            parent_id: str | None, reached: float) -> Callable[[dict[str, Any]], None]:
+    """Return the listener that keeps every finished stage at once and writes progress, never less than what shards reached.
 
     What it hears comes from a process that may be hostile: a stage is one of ours, and its folder lies in the scratch.
     """
@@ -208,7 +209,7 @@ def _events(store: Store, lease: Lease, addresses: Mapping[str, str], done: set[
               for name, address in addresses.items()]
 
     def write(values: dict[str, Any]) -> None:
-        jobs.report(store, lease, **values)
+        jobs.report(store, lease, **values | {"progress": max(reached, values["progress"])})
         if parent_id is not None:
             shards.tell_parent(store, parent_id)
 

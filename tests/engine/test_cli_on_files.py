@@ -135,7 +135,7 @@ def test_canonical_order_makes_shuffled_copies_equal_bit_for_bit(folder, tmp_pat
     (["restore", "mlp.pt2", "--out", "x.pt2"], "cipm: 'mlp.pt2' carries no plan: it was not reorganised by CIPM. [mlp.pt2] "
      "Give a file that cipm reorganize or Export has written."),
     (["reorganize", "mlp.pt2", "--order", "modules", "--out", "x.pt2"], "cipm: The order 'modules' needs activations: give "
-     "--analysis DIR, or one of canonical, nodesort, random. [--order]"),
+     "--analysis DIR, or one of canonical, lexicographic, nodesort, random. [--order]"),
     (["analyze", "mlp.pt2", "rows.npz", "--max-rows", "1", "--out", "x"], "cipm: Option max_rows cannot be 1: input should be "
      "greater than or equal to 2. [max_rows]"),
     (["verify", "mlp.pt2", "cnn.pt2"], "cipm: The two models take different inputs and cannot be compared: x ['batch', 64] "
