@@ -112,8 +112,7 @@ HIDDEN = {
 def test_trying_grants_no_more_than_the_rule(name, monkeypatch):
     module, ops = HIDDEN[name]
     with_rule = discover_groups(trace(module, torch.randn(2, 4, 5)))
-    for op in ops:
-        monkeypatch.delitem(registry._RULES, op)
+    monkeypatch.setattr(registry, "_RULES", {op: rule for op, rule in registry.known_ops().items() if op not in ops})
     checkpoint = trace(module, torch.randn(2, 4, 5))
     without = discover_groups(checkpoint)
     assert not without.groups or len(prove(checkpoint, without).groups) == len(without.groups)
