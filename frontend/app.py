@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from frontend.ids import Shell
-from frontend.pages import account, analysis, home, sharing, symmetry
+from frontend.pages import account, analysis, home, sharing, symmetry, whatif_session
 from frontend.session import ClientFactory, Site
 from frontend.widgets import empty
 
@@ -51,7 +51,7 @@ def mount(app: FastAPI, make_client: ClientFactory) -> Dash:
                  include_pages_meta=False, serve_locally=True, use_async=True)
     _register_pages(site)
     pages.layout = shell()
-    for part in (home, analysis, symmetry, sharing, account):
+    for part in (home, analysis, symmetry, whatif_session, sharing, account):
         part.register(pages, site)
     app.add_middleware(FirstPageFirst)
     return pages
@@ -106,6 +106,12 @@ def _register_pages(site: Site) -> None:
     async def shared_symmetry_page(share_token: str = "", **query: Any) -> Component:
         return await symmetry.layout(site, None, share_token, query)
 
+    async def whatif_page(analysis_id: str = "", **_: Any) -> Component:
+        return await whatif_session.layout(site, analysis_id, None)
+
+    async def shared_whatif_page(share_token: str = "", **_: Any) -> Component:
+        return await whatif_session.layout(site, None, share_token)
+
     async def login_page(**_: Any) -> Component:
         return account.login("/")
 
@@ -120,6 +126,10 @@ def _register_pages(site: Site) -> None:
                        order=0)
     dash.register_page("shared symmetry", path_template="/s/<share_token>/symmetry", title="Shared symmetry · CIPM",
                        layout=shared_symmetry_page, order=1)
+    dash.register_page("what-ifs", path_template="/a/<analysis_id>/whatif", title="What-ifs · CIPM", layout=whatif_page,
+                       order=2)
+    dash.register_page("shared what-ifs", path_template="/s/<share_token>/whatif", title="Shared what-ifs · CIPM",
+                       layout=shared_whatif_page, order=3)
     dash.register_page("analysis", path_template="/a/<analysis_id>", title="Analysis · CIPM", layout=analysis_page)
     dash.register_page("share", path_template="/s/<share_token>", title="Shared analysis · CIPM", layout=share_page)
     dash.register_page("login", path="/login", title="Sign in · CIPM", layout=login_page)

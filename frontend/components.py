@@ -45,6 +45,14 @@ class ModelGraph(_Own):
     known = ("id", "className", "src", "share")
 
 
+class WhatIfSession(_Own):
+    """The what-if session. src: address of the analysis under /api; share: a share's token; readOnly: only to look;
+    page: address of the analysis page, to whose heatmaps the groups lead."""
+
+    _type = "WhatIfSession"
+    known = ("id", "className", "src", "share", "readOnly", "page")
+
+
 class Uploader(_Own):
     """Two slots for files; `model` and `probe` are the finished uploads as the API describes them, else None."""
 

@@ -74,6 +74,16 @@ class WhatIf(StrEnum):
     STATE = "whatif-state"
 
 
+class WhatIfPage(StrEnum):
+    """The what-if session of one analysis."""
+
+    PAGE = "session-page"
+    BODY = "session-body"
+    SESSION = "session"
+    STREAM = "session-stream"
+    PROGRESS = "session-progress"
+
+
 class Sharing(StrEnum):
     """Share and export."""
 

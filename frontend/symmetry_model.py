@@ -52,6 +52,11 @@ def symmetry_address(page: Json, **query: str | None) -> str:
     return _address(page, "/symmetry", query)
 
 
+def whatif_address(page: Json, **query: str | None) -> str:
+    """Return the address of the what-if session, the owner's or the share's."""
+    return _address(page, "/whatif", query)
+
+
 def _address(page: Json, rest: str, query: Mapping[str, str | None]) -> str:
     base = f"/s/{page['share']}" if page.get("share") else f"/a/{page['id']}"
     given = {name: value for name, value in query.items() if value is not None}

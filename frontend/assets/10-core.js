@@ -49,6 +49,24 @@
     return { message: `The server answered with status ${response.status}.`, fix: "Try again." };
   };
 
+  /* Ask the API: what it answers as JSON, or its problem thrown. */
+  cipm.ask = async function (method, address, body) {
+    const response = await fetch(address, { method, headers: body ? { "Content-Type": "application/json" } : {},
+      body: body ? JSON.stringify(body) : undefined }).catch(() => null);
+    if (!response || !response.ok) throw await cipm.problem(response);
+    const text = await response.text();
+    return text ? JSON.parse(text) : null;
+  };
+
+  /* A link to another of our pages, which Dash shows without loading everything anew. */
+  cipm.go = function (event, href) {
+    if (event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
+    event.preventDefault();
+    history.pushState({}, "", href);
+    window.dispatchEvent(new CustomEvent("_dashprivate_pushstate"));
+    window.scrollTo(0, 0);
+  };
+
   cipm.debounce = function (wait, action) {
     let timer = 0;
     return (...values) => { clearTimeout(timer); timer = setTimeout(() => action(...values), wait); };

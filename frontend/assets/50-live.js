@@ -3,31 +3,35 @@
   "use strict";
   const cipm = window.cipm, ENDED = ["done", "failed", "cancelled"];
 
+  /* Follow a job: `tell(job)` whenever it changes, until it ends. Returns what stops following. */
+  cipm.follow = function (src, fallback, tell) {
+    let stream = new EventSource(src), timer = 0, over = false;
+    const stop = () => { over = true; clearTimeout(timer); if (stream) stream.close(); stream = null; };
+    const take = (job) => {
+      if (over || !job || !job.status) return;
+      if (ENDED.includes(job.status)) stop();
+      tell(job);
+    };
+    const poll = () => {
+      if (stream) stream.close();
+      stream = null;
+      timer = setTimeout(async () => {
+        const response = await fetch(fallback).catch(() => null);
+        if (response && response.ok) { const body = await response.json(); take(body.job || body); }
+        if (!over) poll();
+      }, 2000);
+    };
+    const heard = (event) => { try { take(JSON.parse(event.data)); } catch (error) { if (!(error instanceof SyntaxError)) throw error; } };
+    for (const name of ["message", "job"]) stream.addEventListener(name, heard);
+    stream.onerror = () => { if (fallback && stream && stream.readyState === EventSource.CLOSED) poll(); };
+    return stop;
+  };
+
   class JobStream {
     constructor(node, props) { this.node = node; this.props = props; node.hidden = true; this.open(); }
-    update(props) { if (props.src !== this.props.src) { this.close(); this.props = props; this.open(); } else this.props = props; }
-    destroy() { this.close(); }
-    open() {
-      if (!this.props.src) return;
-      this.stream = new EventSource(this.props.src);
-      const take = (event) => { try { this.tell(JSON.parse(event.data)); } catch (error) { if (!(error instanceof SyntaxError)) throw error; } };
-      for (const name of ["message", "job"]) this.stream.addEventListener(name, take);
-      this.stream.onerror = () => { if (this.stream && this.stream.readyState === EventSource.CLOSED) this.poll(); };
-    }
-    close() { if (this.stream) this.stream.close(); this.stream = null; clearTimeout(this.timer); }
-    poll() {
-      this.close();
-      this.timer = setTimeout(async () => {
-        const response = await fetch(this.props.fallback).catch(() => null);
-        if (response && response.ok) { const body = await response.json(); this.tell(body.job || body); }
-        if (!this.over) this.poll();
-      }, 2000);
-    }
-    tell(job) {
-      if (!job || !job.status) return;
-      if (ENDED.includes(job.status)) { this.over = true; this.close(); }
-      this.props.setProps({ job });
-    }
+    update(props) { const before = this.props; this.props = props; if (props.src !== before.src) { this.destroy(); this.open(); } }
+    destroy() { if (this.stop) this.stop(); this.stop = null; }
+    open() { if (this.props.src) this.stop = cipm.follow(this.props.src, this.props.fallback, (job) => this.props.setProps({ job })); }
   }
   cipm.component("JobStream", JobStream);
 

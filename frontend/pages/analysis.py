@@ -67,14 +67,16 @@ async def body(site: Site, page: Json, analysis: Json, query: Json) -> list[Any]
                                                     id=Analysis.GROUP)], className="analysis")]
 
 
-def symmetry_link(page: Json) -> Component:
-    """Return the way to the symmetry report, where every group stands on the model's graph."""
-    return dcc.Link("Symmetry", href=sm.symmetry_address(page), className="cipm-button",
-                    title="Groups and pins on the model's graph")
+def ways(page: Json) -> list[Component]:
+    """Return the ways to the symmetry report and to the what-if session."""
+    return [dcc.Link("Symmetry", href=sm.symmetry_address(page), className="cipm-button",
+                     title="Groups and pins on the model's graph"),
+            dcc.Link("What-ifs", href=sm.whatif_address(page), className="cipm-button",
+                     title="What the whole model would lose at every size")]
 
 
 def _plain_head(analysis: Json, page: Json) -> Component:
-    line = [html.H1(analysis["title"]), html.Div(symmetry_link(page), className="actions")]
+    line = [html.H1(analysis["title"]), html.Div(ways(page), className="actions")]
     return html.Header([html.Div(line, className="title-line"),
                         facts([("Model", analysis["model"]["name"]), ("Size", words.size(analysis["model"]["size"])),
                                ("Probe data", (analysis.get("probe") or {}).get("name") or words.NONE)])],
@@ -90,7 +92,7 @@ def _head(analysis: Json, report: Json, page: Json) -> Component:
     return html.Header([
         html.Div([html.H1(analysis["title"]), badge(proof.badge + figure, tone, proof.sentence),
                   badge("read only", "plain", "You were given a link to look at this analysis") if page["read_only"] else None,
-                  html.Div([symmetry_link(page), button("Details", Analysis.DETAILS_OPEN), *owner], className="actions")],
+                  html.Div([*ways(page), button("Details", Analysis.DETAILS_OPEN), *owner], className="actions")],
                  className="title-line"),
         facts(vm.fact_list(report) + members)], className="analysis-head")
 
@@ -245,7 +247,7 @@ def _register_whatif(app: Dash, site: Site) -> None:
             return no_update, no_update
         try:
             _, chosen, _ = await _group_of(site, page, view.get("group"))
-            job = await site.visit().measure(page["id"], chosen["name"], keep)
+            job = await site.visit().measure(page["id"], {chosen["name"]: keep})
         except ApiError as error:
             return no_update, problem(error.problem)
         return f"/api/analyses/{page['id']}/events?job={job['id']}", f"Measuring {words.integer(keep)} units…"

@@ -8,6 +8,7 @@ from typing import Any
 import dash_mantine_components as dmc
 from dash import dcc, html
 
+from frontend import symmetry_model as sm
 from frontend import view_models as vm
 from frontend import words
 from frontend.components import JobStream
@@ -22,10 +23,11 @@ def panel(group: Json, baseline: Json, page: Json) -> Any:
     """Return the what-if of a group, or why there is none."""
     reason = vm.whatif_reason(group)
     if reason:
-        return empty("No pruning what-if", reason)
+        return [empty("No pruning what-if", reason), session_link(group, page)]
     keep = min(group["size"], max(1, int(page.get("keep") or vm.suggested_keep(group))))
     ask = None if page.get("read_only") else button("Measure this", WhatIf.MEASURE)
-    measure = html.Div([ask, html.Div(id=WhatIf.STATE, className="quiet", role="status")], className="measure")
+    measure = html.Div([ask, html.Div(id=WhatIf.STATE, className="quiet", role="status"), session_link(group, page)],
+                       className="measure")
     return html.Div([
         dcc.Graph(id=WhatIf.CURVE, figure=whatif_curve(group, baseline, keep), config={"displayModeBar": False},
                   style={"height": "340px"}, className="curve"),
@@ -34,6 +36,12 @@ def panel(group: Json, baseline: Json, page: Json) -> Any:
                             thumbLabel="Units kept"), className="slider"),
         html.Div(numbers(group, baseline, keep), id=WhatIf.NUMBERS), measure,
         JobStream(id=WhatIf.STREAM), html.P(_how(group, baseline), className="quiet how")], className="whatif")
+
+
+def session_link(group: Json, page: Json) -> dcc.Link:
+    """Return the way to the session in which this group is one of many."""
+    return dcc.Link("Together with the other groups", href=sm.whatif_address(page, group=group["name"]), className="to-session",
+                    title="One slider for the whole model and one for every group")
 
 
 def numbers(group: Json, baseline: Json, keep: int) -> html.Div:

@@ -81,7 +81,8 @@ def test_assets_name_no_other_host() -> None:
 
 def test_every_page_is_registered(pages: Dash) -> None:
     assert {page["path_template"] or page["path"] for page in pages_of(pages)} == {
-        "/", "/a/<analysis_id>", "/a/<analysis_id>/symmetry", "/s/<share_token>", "/s/<share_token>/symmetry",
+        "/", "/a/<analysis_id>", "/a/<analysis_id>/symmetry", "/a/<analysis_id>/whatif", "/s/<share_token>",
+        "/s/<share_token>/symmetry", "/s/<share_token>/whatif",
         "/login", "/account", "/404"}
 
 

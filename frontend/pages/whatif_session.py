@@ -1,0 +1,90 @@
+"""The what-if session of one analysis, the owner's and a share's. The browser draws it (assets/45 to 49); here is its frame."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+from dash import Dash, Input, Output, State, dcc, html, no_update
+from dash.development.base_component import Component
+
+from frontend import symmetry_model as sm
+from frontend import view_models as vm
+from frontend.client import ApiError
+from frontend.components import JobStream, WhatIfSession
+from frontend.ids import WhatIfPage
+from frontend.pages import account
+from frontend.pages.progress import stages
+from frontend.session import Site
+from frontend.widgets import badge, empty, problem
+
+Json = Mapping[str, Any]
+
+
+# ---------------------------------------------------------------- layout
+async def layout(site: Site, analysis_id: str | None, share: str | None) -> Component:
+    """Return the page of an analysis's what-if session, by its id or by a share's token."""
+    client = site.visit(share)
+    try:
+        analysis = await (client.shared(share) if share else client.analysis(analysis_id))
+    except ApiError as error:
+        if error.status == 401 and analysis_id:
+            return account.login(f"/a/{quote(analysis_id, safe='')}/whatif")
+        return html.Main(_missing(error.problem, share), className="page narrow")
+    page = {"id": analysis["id"], "share": share, "read_only": bool(share) or analysis["read_only"]}
+    return html.Main([dcc.Store(id=WhatIfPage.PAGE, data=page), html.Div(body(page, analysis), id=WhatIfPage.BODY)],
+                     className="page wide")
+
+
+def _missing(error: Json, share: str | None) -> Component:
+    if share:
+        return empty("This link opens nothing", error["message"], "Ask its sender for a new one.")
+    return empty("This analysis cannot be opened", error["message"], error.get("fix"), dcc.Link("To your analyses", href="/"))
+
+
+def body(page: Json, analysis: Json) -> list[Any]:
+    """Return the session where the analysis is done, else how far it is, or that it ended before."""
+    job = analysis["job"]
+    if job["status"] == "done":
+        session = WhatIfSession(id=WhatIfPage.SESSION, src=f"/api/analyses/{page['id']}", share=page.get("share"),
+                                readOnly=page["read_only"], page=sm.analysis_address(page))
+        return [head(page, analysis), session]
+    if job["status"] not in vm.ACTIVE:
+        return [head(page, analysis), empty("There is no what-if session", "This analysis ended before it was made.",
+                                            "Run it again from its own page.")]
+    address = f"/api/analyses/{page['id']}"
+    token = f"?share={page['share']}" if page.get("share") else ""
+    return [head(page, analysis), empty("What-ifs come with the rest of the analysis", "This page appears by itself."),
+            JobStream(id=WhatIfPage.STREAM, src=f"{address}/events{token}", fallback=f"{address}{token}"),
+            html.Div(stages(job), id=WhatIfPage.PROGRESS, className="progress")]
+
+
+def head(page: Json, analysis: Json) -> Component:
+    """Return the title and the ways to the other pages of this analysis."""
+    ways = [dcc.Link("Analysis", href=sm.analysis_address(page), className="cipm-button", title="Modules, heatmaps, orders"),
+            dcc.Link("Symmetry", href=sm.symmetry_address(page), className="cipm-button",
+                     title="Groups and pins on the model's graph")]
+    return html.Header(html.Div([
+        html.H1([analysis["title"], html.Span("What-ifs", className="wi-title")]),
+        badge("read only", "plain", "You were given a link to look at this analysis") if page["read_only"] else None,
+        html.Div(ways, className="actions")], className="title-line"), className="analysis-head")
+
+
+# ---------------------------------------------------------------- callbacks
+def register(app: Dash, site: Site) -> None:
+    """Attach the page's callbacks."""
+
+    @app.callback(Output(WhatIfPage.PROGRESS, "children"), Output(WhatIfPage.BODY, "children"), Input(WhatIfPage.STREAM, "job"),
+                  State(WhatIfPage.PAGE, "data"), prevent_initial_call=True)
+    async def follow(job: Json | None, page: Json) -> tuple[Any, Any]:
+        """Repaint the stages; once the job has ended, the whole page."""
+        if not job:
+            return no_update, no_update
+        if job["status"] in vm.ACTIVE:
+            return stages(job), no_update
+        client = site.visit(page.get("share"))
+        try:
+            return no_update, body(page, await client.analysis(page["id"]))
+        except ApiError as error:
+            return no_update, problem(error.problem)
