@@ -13,11 +13,11 @@ import cProfile
 import os
 import pstats
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from peers.timing import fastest
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -64,18 +64,6 @@ class Gpt(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         places = torch.arange(ids.shape[1], device=ids.device)
         return self.head(self.norm(self.blocks(self.tokens(ids) + self.places(places))))
-
-
-def fastest(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Return the fastest time of each run in seconds, taking turns."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    best = dict.fromkeys(runs, float("inf"))
-    for _ in range(rounds):
-        for name, call in runs.items():
-            start = clock()
-            call()
-            best[name] = min(best[name], clock() - start)
-    return best
 
 
 def taps_of(checkpoint: Checkpoint) -> list[Tap]:

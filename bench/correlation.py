@@ -14,31 +14,19 @@ from __future__ import annotations
 import os
 import platform
 import sys
-import time
 import tracemalloc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from peers.timing import fastest
 from scipy.linalg import blas
 
 from cipm.statistics import Covariance, CrossCovariance, correlation
 
 SIZES = ((2048, 50_000), (4096, 20_000))
 BATCH = 256
-
-
-def fastest(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Return the fastest time of each run in seconds, taking turns."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    best = dict.fromkeys(runs, float("inf"))
-    for _ in range(rounds):
-        for name, run in runs.items():
-            start = clock()
-            run()
-            best[name] = min(best[name], clock() - start)
-    return best
 
 
 def activations(samples: int, units: int) -> np.ndarray:

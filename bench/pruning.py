@@ -1,141 +1,76 @@
-"""Accuracy after removal without retraining, beside Torch-Pruning's importances at equal widths; prediction; time per curve.
+"""What is left after removal without retraining, beside Torch-Pruning's importances and neuron merging at equal widths.
 
-Run: python bench/pruning.py [digits] [resnet] [prediction] [curves] [units …]   (default: digits, resnet and prediction, and
-curves of 256 1024 2048 units). Each row of a table is measured in one run: all methods remove the same share of every group
-of the same trained networks. ResNet-20 needs its published weights in ../shared/data, and removes the insides of blocks and
-the residual streams alike.
+Run: python bench/pruning.py [digits] [mnist] [resnet] [language] [prediction] [speed] [curves] [units …]
+Default: all of them, and curves of 256, 1024 and 4096 units. Each row of a table is measured in one run: all methods remove
+the same share of every group of the same trained networks. `mnist`, `resnet` and `language` need ../shared/data. ResNet-20
+loses channels inside its blocks and of its residual streams alike; the language model loses hidden units of its gated layers.
 """
 
 from __future__ import annotations
 
-import copy
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import torch
 import torch.nn.functional as F
-import torch_pruning as tp
+from peers.importances import KINDS, merged, torch_pruning
+from peers.subjects import DATA, Logits, Subject, cifar, cnn, digits, language, mlp, mnist
+from peers.timing import fastest
 from scipy.stats import spearmanr
-from torch import Tensor, nn
+from torch import nn
 
+from cipm.allocation import even
+from cipm.export import export_pruned
+from cipm.load import load
 from cipm.load.checkpoint import Checkpoint
 from cipm.pruning import elimination_curve, quick_curve, shrink
-from cipm.pruning.allocation import even
 from cipm.pruning.consumers import consumers
 from cipm.pruning.kept import what_stays
 from cipm.pruning.network import group_curves, prunable
 from cipm.pruning.sequence import read_moments, refit, refit_alone
 from cipm.symmetry import discover_groups, example_inputs, prove
 from cipm.symmetry.walk import walk
-from cipm.testing.digits import Recipe, load, train
+from cipm.testing.models import save_pt2
 from cipm.testing.networks import as_checkpoint
 from cipm.trace import run
 
-DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 REMOVED = (0.25, 0.5, 0.75, 0.9)
-SIZES = (256, 1024, 2048)
-
-
-@dataclass(frozen=True, eq=False)
-class Subject:
-    """A trained network with the rows that weights are fitted on (with labels, for Taylor's importance) and held-out ones."""
-
-    model: nn.Module
-    fit: tuple[Tensor, Tensor]
-    held_out: tuple[Tensor, Tensor]
-
-    def accuracy(self, logits: Callable[[Tensor], Tensor]) -> float:
-        """Return the share of held-out rows that are right."""
-        x, y = self.held_out
-        with torch.no_grad():
-            return float(torch.cat([logits(part).argmax(-1) for part in x.split(250)]).eq(y).float().mean())
-
-
-def mlp() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
-
-
-def cnn() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-                         nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
-
-
-def digits(make: Callable[[], nn.Module], seed: int) -> Subject:
-    """Return a network trained on the digits; weights are refitted on training rows and judged on held-out ones."""
-    data = load()
-    torch.manual_seed(seed)
-    model = make()
-    train(model, data, Recipe(15, 3e-3, seed=seed), lambda net, x: net(x))
-    return Subject(model.eval(), (data.train_x, data.train_y), (data.test_x, data.test_y))
-
-
-def cifar() -> Subject:
-    """Return the published ResNet-20 with 600 training and 1,000 test images."""
-    state = torch.load(DATA / "cifar10_resnet" / "resnet20-12fca82f.th", map_location="cpu", weights_only=True)["state_dict"]
-    model = Published()
-    model.load_state_dict({key.removeprefix("module."): tensor for key, tensor in state.items()})
-    images = np.load(DATA / "datasets" / "cifar10_lossless_4k_1k.npz")
-    x, y = (torch.from_numpy(np.concatenate([images[f"{kind}_train"][:600], images[f"{kind}_test"]])) for kind in "xy")
-    mean, deviation = (torch.tensor(v).view(3, 1, 1) for v in ((.485, .456, .406), (.229, .224, .225)))
-    x, y = (x.permute(0, 3, 1, 2).float() / 255 - mean) / deviation, y.long()
-    return Subject(model.eval(), (x[:600], y[:600]), (x[600:], y[600:]))
-
-
-class Block(nn.Module):
-    """A basic block whose shortcut subsamples and pads with zeros (option A of He et al., 2015)."""
-
-    def __init__(self, channels: int, out: int, stride: int):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(channels, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out)
-        self.conv2, self.bn2 = nn.Conv2d(out, out, 3, 1, 1, bias=False), nn.BatchNorm2d(out)
-        self.pad = (out - channels) // 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(y + (F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad)) if self.pad else x))
-
-
-class Published(nn.Module):
-    """The ResNet-20 for CIFAR-10 of the published weights."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
-        for n, (before, width) in enumerate(((16, 16), (16, 32), (32, 64)), 1):
-            blocks = [Block(before if b == 0 else width, width, 2 if b == 0 and n > 1 else 1) for b in range(3)]
-            setattr(self, f"layer{n}", nn.Sequential(*blocks))
-        self.linear = nn.Linear(64, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x)))))).mean((2, 3)))
+SIZES = (256, 1024, 4096)
+WHAT_IFS = 160
+"""Most sizes of one group that are measured."""
 
 
 class Ours:
     """All that is known of pruning one subject."""
 
-    def __init__(self, subject: Subject):
+    def __init__(self, subject: Subject, checkpoint: Checkpoint | None = None):
         self.subject = subject
         x = subject.fit[0]
-        self.checkpoint = as_checkpoint(subject.model, (x[:2],))
+        self.checkpoint = checkpoint or as_checkpoint(subject.model, (x[:2],))
         self.symmetry = prove(self.checkpoint, discover_groups(self.checkpoint), draws=1)
         self.name = self.checkpoint.graph.inputs[0].name
         self.rows = [{self.name: part} for part in x.split(100)]
         self.walked = walk(self.checkpoint, example_inputs(self.checkpoint, generator=torch.Generator().manual_seed(0)))
         self.found = consumers(self.checkpoint, self.symmetry)
-        self.groups, _ = prunable(self.symmetry, self.found)
+        groups, _ = prunable(self.symmetry, self.found)
+        gated = {name: g for name, g in groups.items() if all(".ffn." in place.tensor for place in g.places)}
+        self.groups = gated or groups
         self.moments = read_moments(self.checkpoint, self.found, self.rows)
         self.curves = group_curves(self.checkpoint, self.found, self.groups, self.moments)
 
-    def logits(self, checkpoint: Checkpoint) -> Callable[[Tensor], Tensor]:
+    def logits(self, checkpoint: Checkpoint) -> Logits:
         return lambda x: run(checkpoint.graph, checkpoint.tensors, checkpoint.constants, {self.name: x})[0]
 
-    def pruned(self, removed: float, locked: Sequence[str] = ()) -> Checkpoint:
+    def pruned(self, removed: float) -> Checkpoint:
         """Return the smaller model, every group without this share."""
-        keep = {name: self.curves[name].kept(size) for name, size in even(self.groups, 1 - removed, locked=locked).items()}
+        keep = {name: self.curves[name].kept(size) for name, size in even(self.groups, 1 - removed).items()}
         kept = what_stays(self.checkpoint, self.symmetry, keep, self.walked)
         made, _ = refit(self.checkpoint, self.symmetry, kept, self.rows)
         return shrink(made, self.symmetry, keep).checkpoint
@@ -146,58 +81,48 @@ class Ours:
         return refit_alone(self.checkpoint, self.found, kept, self.moments)
 
 
-def torch_pruning(subject: Subject, importance: str, removed: float, ignored: Sequence[str] = ()) -> nn.Module:
-    """Return what Torch-Pruning makes of the model at this share."""
-    model, (x, y) = copy.deepcopy(subject.model), subject.fit
-    kind = tp.importance.GroupMagnitudeImportance(p=2) if importance == "L2" else tp.importance.GroupTaylorImportance()
-    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
-    names = dict(model.named_modules())
-    pruner = tp.pruner.BasePruner(model, x[:1], importance=kind, pruning_ratio=removed, round_to=None, num_heads={},
-                                  ignored_layers=[last, *(names[name] for name in ignored)],
-                                  in_channel_groups={}, out_channel_groups={})
-    if importance != "L2":
-        F.cross_entropy(model(x), y).backward()
-    pruner.step()
-    return model
-
-
-def table(title: str, subjects: Sequence[Subject], shares: Sequence[float]) -> None:
-    """Print mean accuracy (and parameters) of every method at every share."""
+def table(title: str, subjects: Sequence[Subject], shares: Sequence[float], *, chain: bool = False) -> None:
+    """Print the mean score (and parameters) of every method at every share; neuron merging needs a plain chain of layers."""
     known = [Ours(subject) for subject in subjects]
-    base = np.mean([subject.accuracy(subject.model) for subject in subjects])
-    print(f"\n{title}: accuracy % of the whole {100 * base:.1f} ({len(subjects)} networks); parameters left in brackets")
+    base = np.mean([subject.judge(subject.model) for subject in subjects])
+    print(f"\n{title}: {subjects[0].score}, whole {_score(float(base), subjects[0])} ({len(subjects)} networks); "
+          "parameters left in brackets")
     print(f"  {'removed of every group':<38}" + "".join(f"{share:>20.0%}" for share in shares))
-    for importance in ("L2", "Taylor"):
-        cells = [[_peer(subject, importance, share) for subject in subjects] for share in shares]
-        print(f"  {'Torch-Pruning ' + importance:<38}" + "".join(map(_cell, cells)))
-    cells = [[_ours(one, share) for one in known] for share in shares]
-    print(f"  {'CIPM, refitted in sequence':<38}" + "".join(map(_cell, cells)))
+    peers: dict[str, Callable[[Subject, float], nn.Module]] = {
+        f"Torch-Pruning {kind}": lambda subject, share, kind=kind: torch_pruning(subject, kind, share) for kind in KINDS}
+    if chain:
+        peers["neuron merging"] = lambda subject, share: merged(subject.model, share)
+    for name, remove in peers.items():
+        _line(name, subjects, [[_whole(remove(subject, share)) for subject in subjects] for share in shares])
+    _line("CIPM, refitted in sequence", subjects,
+          [[(one.logits(made), made.parameters) for one in known for made in (one.pruned(share),)] for share in shares])
 
 
-def _peer(subject: Subject, importance: str, share: float) -> tuple[float, int]:
-    model = torch_pruning(subject, importance, share)
-    return subject.accuracy(model), sum(p.numel() for p in model.parameters())
+def _whole(model: nn.Module) -> tuple[Logits, int]:
+    return model, sum(p.numel() for p in model.parameters())
 
 
-def _ours(one: Ours, share: float) -> tuple[float, int]:
-    checkpoint = one.pruned(share)
-    return one.subject.accuracy(one.logits(checkpoint)), checkpoint.parameters
+def _line(name: str, subjects: Sequence[Subject], cells: Sequence[Sequence[tuple[Logits, int]]]) -> None:
+    text = ""
+    for cell in cells:
+        score = np.mean([subject.judge(logits) for subject, (logits, _) in zip(subjects, cell, strict=True)])
+        text += f"{_score(float(score), subjects[0]):>9} ({np.mean([count for _, count in cell]):>8,.0f})"
+    print(f"  {name:<38}" + text, flush=True)
 
 
-def _cell(found: Sequence[tuple[float, int]]) -> str:
-    accuracy, parameters = np.mean(np.array(found, dtype=float), axis=0)
-    return f"{100 * accuracy:>9.1f} ({parameters:>8,.0f})"
+def _score(value: float, subject: Subject) -> str:
+    return f"{value:.1f}" if subject.score == "accuracy" else f"{value:.3f}"
 
 
 def prediction(title: str, subject: Subject) -> None:
     """Print the rank correlation of predicted cost and measured KL on held-out rows over every what-if of one group."""
     one = Ours(subject)
-    x = subject.held_out[0]
-    whole = one.logits(one.checkpoint)(x).log_softmax(-1)
+    x = subject.held_out[0][:1000]
+    whole = one.logits(one.checkpoint)(x).flatten(0, -2).log_softmax(-1)
     found, total = {}, 0
     for name, group in one.groups.items():
-        sizes = np.unique(np.linspace(1, group.size - 1, min(group.size - 1, 110)).astype(int))
-        kl = [float(F.kl_div(one.logits(one.what_if(name, int(size)))(x).log_softmax(-1), whole, log_target=True,
+        sizes = np.unique(np.linspace(1, group.size - 1, min(group.size - 1, WHAT_IFS)).astype(int))
+        kl = [float(F.kl_div(one.logits(one.what_if(name, int(size)))(x).flatten(0, -2).log_softmax(-1), whole, log_target=True,
                              reduction="batchmean")) for size in sizes]
         found[name], total = float(spearmanr(one.curves[name].cost[sizes], kl).statistic), total + len(sizes)
     print(f"{title}: Spearman of predicted cost and measured KL over {total} what-ifs: "
@@ -225,23 +150,53 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
+def speed(subject: Subject, share: float = 0.5) -> None:
+    """Print seconds of the ONNX file of the whole and of the smaller model in onnxruntime, on the processor."""
+    x = subject.held_out[0]
+    with tempfile.TemporaryDirectory() as folder:
+        source = save_pt2(subject.model, x[:2], Path(folder) / "whole.pt2")
+        one = Ours(subject, load(source))
+        keep = {name: one.curves[name].kept(size) for name, size in even(one.groups, 1 - share).items()}
+        made = {"whole": shrink(one.checkpoint, one.symmetry, {}), "smaller": shrink(one.checkpoint, one.symmetry, keep)}
+        files = {name: export_pruned(which, source, Path(folder) / f"{name}.onnx", form="onnx") for name, which in made.items()}
+        print(f"\nMNIST MLP 784-512-512-512-10 in onnxruntime, whole and without {share:.0%} of the units, fastest of 30:")
+        for rows in (1, 64, 1000):
+            given = x[:rows].numpy()
+            runs = {name: partial(_session(file).run, None, {one.name: given}) for name, file in files.items()}
+            times = fastest(runs, 30)
+            print(f"  {rows:>5} rows: whole {1000 * times['whole']:.3f} ms, smaller {1000 * times['smaller']:.3f} ms, "
+                  f"{times['whole'] / times['smaller']:.2f} × faster")
+
+
+def _session(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+TABLES: dict[str, Callable[[], None]] = {
+    "digits": lambda: (table("Digits MLP 64-256-256-10", [digits(mlp, seed) for seed in range(3)], REMOVED, chain=True),
+                       table("Digits CNN 32-64-64", [digits(cnn, seed) for seed in range(3)], REMOVED, chain=True)),
+    "mnist": lambda: table("MNIST MLP 784-512-512-512-10", [mnist(seed) for seed in range(2)], REMOVED, chain=True),
+    "resnet": lambda: table("ResNet-20 on CIFAR-10, published weights", [cifar()], REMOVED[:2]),
+    "language": lambda: table("Byte language model, 4 gated layers of 256 units", [language()], REMOVED[1:]),
+    "prediction": lambda: (prediction("Digits MLP", digits(mlp, 0)), prediction("Digits CNN", digits(cnn, 0))),
+    "speed": lambda: speed(mnist(0)),
+}
+REAL = ("mnist", "resnet", "language", "speed")
+
+
 def main(words: Sequence[str]) -> None:
     """Print the tables asked for."""
     sizes = [int(word) for word in words if word.isdecimal()] or list(SIZES)
-    wanted = [word for word in words if not word.isdecimal()] or ["digits", "resnet", "prediction", "curves"]
-    if "digits" in wanted:
-        table("Digits MLP 64-256-256-10", [digits(mlp, seed) for seed in range(3)], REMOVED)
-        table("Digits CNN 32-64-64", [digits(cnn, seed) for seed in range(3)], REMOVED)
-    if "resnet" in wanted and DATA.is_dir():
-        table("ResNet-20 on CIFAR-10", [cifar()], REMOVED[:2])
-    elif "resnet" in wanted:
-        print("ResNet-20: its published weights (../shared/data) are not here")
-    if "prediction" in wanted:
-        print()
-        prediction("Digits MLP", digits(mlp, 0))
-        prediction("Digits CNN", digits(cnn, 0))
-    if "curves" in wanted:
-        curves(sizes)
+    print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}")
+    for name in [word for word in words if not word.isdecimal()] or [*TABLES, "curves"]:
+        if name in REAL and not DATA.is_dir():
+            print(f"\n{name}: its real data and weights (../shared/data) are not here")
+        elif name == "curves":
+            curves(sizes)
+        else:
+            TABLES[name]()
 
 
 if __name__ == "__main__":

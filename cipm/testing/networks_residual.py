@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +95,43 @@ class Bottleneck(nn.Module):
         inner = F.relu(self.norm1(self.conv1(x)))
         inner = F.relu(self.norm2(self.conv2(inner)))
         return F.relu(self.norm3(self.conv3(inner)) + self.shortcut(x))
+
+
+class PaddedBlock(nn.Module):
+    """Two 3×3 convolutions around a shortcut that subsamples and pads with zeros (option A of He et al. 2015)."""
+
+    def __init__(self, channels: int, width: int, stride: int):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(channels, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+        self.pad = (width - channels) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(inner + (F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad)) if self.pad else x))
+
+
+class CifarResnet20(nn.Module):
+    """The ResNet-20 for CIFAR-10 as its weights are published: [rows, 3, 32, 32] → [rows, 10]; `read` takes them in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
+        for number, (before, width) in enumerate(((16, 16), (16, 32), (32, 64)), 1):
+            first = PaddedBlock(before, width, 2 if number > 1 else 1)
+            setattr(self, f"layer{number}", nn.Sequential(first, *(PaddedBlock(width, width, 1) for _ in range(2))))
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
+        return self.linear(x.mean((2, 3)))
+
+    @classmethod
+    def read(cls, path: Path) -> CifarResnet20:
+        """Return the model with published weights (of torch.nn.DataParallel), in evaluation mode."""
+        state, model = torch.load(path, map_location="cpu", weights_only=True)["state_dict"], cls()
+        model.load_state_dict({key.removeprefix("module."): tensor for key, tensor in state.items()})
+        return model.eval()
 
 
 class ResNet(nn.Module):

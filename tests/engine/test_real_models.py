@@ -7,51 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from cipm.load import load
 from cipm.symmetry import discover_groups, prove, random_member
 from cipm.testing.models import save_pt2
+from cipm.testing.networks_residual import CifarResnet20
 from cipm.trace import run
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the real data and weights (../shared/data) are not here")
 
 
-class Block(nn.Module):
-    """A basic block whose shortcut subsamples and pads with zeros (option A of He et al., 2015)."""
-
-    def __init__(self, channels: int, out: int, stride: int):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(channels, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out)
-        self.conv2, self.bn2 = nn.Conv2d(out, out, 3, 1, 1, bias=False), nn.BatchNorm2d(out)
-        self.pad = (out - channels) // 2
-
-    def forward(self, x):
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(y + (F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad)) if self.pad else x))
-
-
-class ResNet20(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
-        widths = [(16, 16), (16, 32), (32, 64)]
-        for n, (before, width) in enumerate(widths, 1):
-            blocks = [Block(before if b == 0 else width, width, 2 if b == 0 and n > 1 else 1) for b in range(3)]
-            setattr(self, f"layer{n}", nn.Sequential(*blocks))
-        self.linear = nn.Linear(64, 10)
-
-    def forward(self, x):
-        x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
-        return self.linear(x.mean((2, 3)))
-
-
 def test_resnet20_on_cifar10(tmp_path):
-    state = torch.load(DATA / "cifar10_resnet" / "resnet20-12fca82f.th", map_location="cpu", weights_only=True)["state_dict"]
-    model = ResNet20()
-    model.load_state_dict({key.removeprefix("module."): tensor for key, tensor in state.items()})
+    model = CifarResnet20.read(DATA / "cifar10_resnet" / "resnet20-12fca82f.th")
     checkpoint = load(save_pt2(model, torch.zeros(2, 3, 32, 32), tmp_path / "resnet20.pt2"))
     symmetry = prove(checkpoint, discover_groups(checkpoint))
     assert symmetry.certificate.passed and not [note for note in symmetry.notes if "failed" in note]
