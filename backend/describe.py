@@ -56,7 +56,7 @@ def analysis(row: AnalysisRow, newest: JobRow, *, read_only: bool) -> Analysis:
 
 def measurement(row: JobRow) -> Measurement:
     """Return a measured what-if as the API shows one."""
-    return Measurement(id=row.id, group=row.request["group"], keep=row.request["keep"], job=job(row), result=row.result)
+    return Measurement(id=row.id, keep=row.request["keep"], job=job(row), result=row.result)
 
 
 def export(session: Session, row: JobRow) -> Export:

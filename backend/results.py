@@ -11,7 +11,7 @@ from typing import Any
 
 from backend.cache import FolderCache
 from backend.store import Store, artefacts
-from cipm.errors import NotFound, OptionError
+from cipm.errors import OptionError
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,6 @@ class View:
     def report(self) -> Mapping[str, Any]:
         """Return the report; do not change it."""
         return _parsed(self.report_path, self.address)
-
-    def group(self, name: str) -> Mapping[str, Any]:
-        """Return one group of the report, or raise OptionError naming those there are."""
-        groups = self.report()["groups"]
-        for group in groups:
-            if group["name"] == name:
-                return group
-        names = ", ".join(group["name"] for group in groups[:20])
-        raise OptionError(f"There is no group {name!r}; the groups are {names}{', …' * (len(groups) > 20)}.",
-                          where="group")
 
     def orders(self) -> list[str]:
         """Return the names of the orders that any group has; `original` always is one."""
@@ -61,15 +51,6 @@ def check_order(view: View, order: str) -> None:
     """Raise OptionError where the view has no such order."""
     if order not in view.orders():
         raise OptionError(f"There is no order {order!r}; there are {', '.join(view.orders())}.", where="order")
-
-
-def check_keep(view: View, name: str, keep: int) -> None:
-    """Raise OptionError where a group cannot keep so many units; NotFound where it has no what-if."""
-    group = view.group(name)
-    if keep > group["size"]:
-        raise OptionError(f"{name} has {group['size']} units; it cannot keep {keep}.", where="keep")
-    if reason := (group.get("whatif") or {}).get("unavailable"):
-        raise NotFound(f"{name} has no what-if: {reason}", where="group")
 
 
 @lru_cache(maxsize=32)

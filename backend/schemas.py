@@ -288,21 +288,44 @@ class SymmetryReport(Output):
     graph: ModelGraph
 
 
+class WhatIfSession(Output):
+    """All that predicts pruning what-ifs; a what-if is {group: units kept}, a group not named stays whole."""
+
+    schema_version: int
+    baseline: dict[str, Any] = Field(description="{loss_kind, loss, accuracy, perplexity, rows} of the whole model.")
+    kinds: list[str] = Field(description="What is predicted; the first is what budgets are spread by.")
+    groups: list[dict[str, Any]] = Field(description="{name, kind, size, blocks, level, removal_order, rises: {KIND: [size + "
+                                                     "1]}, measured, notes}; a group keeps a multiple of its blocks.")
+    unavailable: dict[str, str] = Field(description="Groups that cannot be made smaller, and why.")
+    counts: dict[str, dict[str, Any]] = Field(
+        description="parameters, flops, bytes: {fixed, terms: [[size, [{group: share}]]], unit}; value = fixed + Σ size · Π "
+                    "over axes of (1 − Σ share · (1 − keep/size of the group)).")
+    whole: dict[str, list[tuple[float, float]]] = Field(
+        description="Whole networks measured, rising: [sum of the groups' rises, measured rise].")
+    points: list[dict[str, Any]] = Field(description="{keep, predicted, measured} of whole networks.")
+    band: dict[str, dict[str, Any] | None] = Field(
+        description="{median, p90, points} by kind: factors by which networks that predictions did not know were missed.")
+    fronts: dict[str, list[dict[str, Any]]] = Field(
+        description="By parameters and by flops, from the whole model to the smallest: {keep, count, rises}.")
+    advice: list[dict[str, Any]] = Field(description="{allowed, keep, parameters, measured}: the smallest networks found.")
+    rows: int = Field(description="Held-out rows that everything is measured on.")
+    notes: list[str]
+
+
 class MeasurementCreate(Input):
     """A pruning what-if to measure."""
 
-    group: str = Field(max_length=500)
-    keep: int = Field(ge=1, description="Units to keep.")
+    keep: dict[str, int] = Field(max_length=10_000, description="Units to keep of each group; one not named stays whole.")
 
 
 class Measurement(Output):
     """A measured what-if."""
 
     id: str
-    group: str
-    keep: int
+    keep: dict[str, int]
     job: Job
-    result: dict[str, Any] | None = Field(description="{keep, loss, accuracy, agreement, rows} once measured.")
+    result: dict[str, Any] | None = Field(
+        description="{keep, loss, kl, agreement, accuracy, perplexity, rows, predicted: {loss, kl}, notes} once measured.")
 
 
 class ExportCreate(Input):

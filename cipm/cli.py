@@ -38,7 +38,7 @@ BUDGETS = {
     "flops": "most floating-point operations of the smaller model for one row (a multiply-add is two)",
 }
 """What prune may be told; exactly one of them."""
-PIPELINE, COMMANDS, PRUNING = "cipm.pipeline:run_job", "cipm.pipeline.commands", "cipm.pipeline.pruning:prune_job"
+PIPELINE, COMMANDS, PRUNING = "cipm.pipeline:run_job", "cipm.pipeline.commands", "cipm.pipeline.budgets:prune_job"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -37,11 +37,10 @@ STAGES: dict[str, Stage] = {
     "organize": Stage(2, ("open", "discover", "probe", "collect"),
                       ("resolution", "module_method", "module_pairs", "module_count", "seed", "batch_rows", "positions",
                        "statistics_memory", "device")),
-    "whatif": Stage(1, ("open", "discover", "probe", "collect"),
-                    ("measured_points", "measured_rows", "batch_rows", "device")),
-    "view": Stage(3, ("open", "discover", "probe", "collect", "organize", "whatif")),
-    "measure": Stage(1, ("open", "discover", "probe", "collect", "whatif"), ("measured_rows", "batch_rows", "device"),
-                     ("group", "keep")),
+    "whatif": Stage(2, ("open", "discover", "probe"),
+                    ("measured_points", "measured_rows", "batch_rows", "statistics_memory", "seed", "device")),
+    "view": Stage(4, ("open", "discover", "probe", "collect", "organize", "whatif")),
+    "measure": Stage(2, ("open", "discover", "probe", "whatif"), ("batch_rows", "seed", "device"), ("keep",)),
     "export": Stage(1, (MODEL, "open", "discover", "organize"), (), ("order",)),
 }
 
@@ -50,7 +49,7 @@ CHAINS: dict[str, tuple[str, ...]] = {
     "shard": ("open", "discover", "probe", "shard"),
     "inspect": ("open", "discover"),
     "analyze": ("open", "discover", "probe", "collect", "organize", "whatif", "view"),
-    "measure": ("open", "discover", "probe", "collect", "whatif", "measure"),
+    "measure": ("open", "discover", "probe", "whatif", "measure"),
     "export": ("open", "discover", "probe", "collect", "organize", "export"),
 }
 

@@ -205,12 +205,29 @@ class SymmetryReport(TypedDict):
     graph: ModelGraph
 
 
+class WhatIfSession(TypedDict):
+    """All that predicts pruning what-ifs (docs/design.md)."""
+
+    schema_version: int
+    baseline: Json
+    kinds: list[str]
+    groups: list[Json]
+    unavailable: dict[str, str]
+    counts: dict[str, Json]
+    whole: dict[str, list[list[float]]]
+    points: list[Json]
+    band: dict[str, Json | None]
+    fronts: dict[str, list[Json]]
+    advice: list[Json]
+    rows: int
+    notes: list[str]
+
+
 class Measurement(TypedDict):
     """A measured what-if; `result` once the job is done."""
 
     id: str
-    group: str
-    keep: int
+    keep: dict[str, int]
     job: Job
     result: Json | None
 

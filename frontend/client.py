@@ -35,6 +35,7 @@ from frontend.api_types import (
     TokenMade,
     Upload,
     User,
+    WhatIfSession,
 )
 
 EVENT_SECONDS = 30.0
@@ -173,9 +174,13 @@ class Client:
         """Return the measured what-ifs."""
         return await self._read(analysis_id, "/measurements")
 
-    async def measure(self, analysis_id: str, group: str, keep: int) -> Job:
-        """Queue the measurement of one group pruned to `keep` units."""
-        return await self._call("POST", f"/api/analyses/{_part(analysis_id)}/measurements", {"group": group, "keep": keep})
+    async def measure(self, analysis_id: str, keep: Mapping[str, int]) -> Job:
+        """Queue the measurement of the network with so many units of these groups."""
+        return await self._call("POST", f"/api/analyses/{_part(analysis_id)}/measurements", {"keep": keep})
+
+    async def whatif(self, analysis_id: str) -> WhatIfSession:
+        """Return the what-if session, which is there before the report is."""
+        return await self._read(analysis_id, "/whatif")
 
     async def exports(self, analysis_id: str) -> list[Export]:
         """Return the exports of an analysis."""

@@ -224,8 +224,14 @@ def with_measurements(group: Json, measurements: Sequence[Json]) -> dict[str, An
     """Return the group with finished measurements of the API merged into its what-if, one per keep, sorted."""
     whatif = dict(group.get("whatif") or {})
     points = {point["keep"]: point for point in whatif.get("measured") or []}
-    points |= {m["keep"]: m["result"] for m in measurements if m["group"] == group["name"] and m.get("result")}
+    alone = [m for m in measurements if m["keep"].keys() <= {group["name"]} and m.get("result")]
+    kept = [m["keep"].get(group["name"], group["size"]) for m in alone]  # a group that is not named stays whole
+    points |= {keep: _of_one(m["result"], keep) for keep, m in zip(kept, alone, strict=True)}
     return {**group, "whatif": {**whatif, "measured": [points[keep] for keep in sorted(points)]}}
+
+
+def _of_one(result: Json, keep: int) -> dict[str, Any]:
+    return {**result, "keep": keep, "predicted": (result.get("predicted") or {}).get("loss")}
 
 
 def _sentence(words: str) -> str:

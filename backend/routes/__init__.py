@@ -13,9 +13,10 @@ from backend.routes import (
     symmetry,
     tokens,
     uploads,
+    whatif,
 )
 
 routers = tuple(module.router for module in (health, auth, tokens, uploads, samples, analyses, events, results, symmetry,
-                                             matrices, exports, shares))
+                                             matrices, whatif, exports, shares))
 
 __all__ = ["routers"]

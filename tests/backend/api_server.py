@@ -143,8 +143,32 @@ def leave_symmetry(store: Store, job_id: str, address: str, folder: Path) -> Non
     artefacts.record(store, address, "discover", folder, 0.5)
 
 
+def session() -> dict[str, Any]:
+    """Return a what-if session of two groups, one of which reads the other, and one that cannot be made smaller."""
+    groups = [{"name": name, "kind": "units", "size": size, "blocks": blocks, "level": None,
+               "removal_order": list(range(size)), "measured": [], "notes": [],
+               "rises": {kind: [scale * (1 - keep / size) ** 2 for keep in range(size + 1)] for kind in ("kl", "loss")}}
+              for name, size, blocks, scale in (("hidden", 300, 1, 1.0), ("heads", 8, 2, 3.0))]
+    count = {"fixed": 10.0, "terms": [[3000.0, [{"hidden": 1.0}]], [2400.0, [{"hidden": 1.0}, {"heads": 1.0}]]],
+             "unit": "numbers"}
+    return {"schema_version": 1, "kinds": ["kl", "loss"], "groups": groups, "unavailable": {"stream": "Nothing reads it."},
+            "baseline": {"loss_kind": "cross_entropy", "loss": 0.5, "accuracy": 0.9, "perplexity": None, "rows": 100},
+            "counts": dict.fromkeys(("parameters", "flops", "bytes"), count), "points": [], "advice": [], "rows": 100,
+            "whole": {"kl": [[0.1, 0.2], [1.0, 1.5]], "loss": [[0.1, 0.2], [1.0, 1.5]]}, "notes": [], "fronts": {},
+            "band": {"kl": {"median": 1.1, "p90": 1.3, "points": 9}, "loss": None}}
+
+
+def leave_session(store: Store, job_id: str, address: str, folder: Path, name: str = "session.json") -> None:
+    """Leave what stage `whatif` writes, as a worker does while the job still runs."""
+    folder.mkdir(parents=True)
+    (folder / name).write_text(json.dumps(session()))
+    artefacts.use(store, job_id, {"whatif": address})
+    artefacts.record(store, address, "whatif", folder, 0.5)
+
+
 def finish(server: Running, analysis: dict[str, Any], folder: Path, address: str | None = None) -> None:
-    """Give an analysis its symmetry and a finished view, as a worker would."""
+    """Give an analysis its symmetry, its what-ifs and a finished view, as a worker would."""
+    leave_session(server.store, analysis["job"]["id"], f"whatif-{address or analysis['id']}", folder / "whatif")
     leave_symmetry(server.store, analysis["job"]["id"], f"symmetry-{address or analysis['id']}", folder / "discover")
     keep(server.store, analysis["job"]["id"], "view", address or analysis["id"], write_view(folder / "view"), {})
 

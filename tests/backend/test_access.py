@@ -16,13 +16,13 @@ from backend.store import Analysis, ApiToken, Share, UserSession
 PUBLIC = {("GET", "/api/health"), ("POST", "/api/auth/register"), ("POST", "/api/auth/login"),
           ("POST", "/api/auth/logout"), ("GET", "/api/shared/{token}")}
 SHARED = {("GET", f"/api/analyses/{{analysis_id}}{rest}")
-          for rest in ("", "/events", "/report", "/symmetry", "/measurements", "/matrices/{matrix_id}",
+          for rest in ("", "/events", "/report", "/symmetry", "/whatif", "/measurements", "/matrices/{matrix_id}",
                        "/matrices/{matrix_id}/tiles")}
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/api/tokens"): {"name": "n"},
     ("POST", "/api/uploads"): {"name": "n", "size": 1, "kind": "model"},
     ("PATCH", "/api/analyses/{analysis_id}"): {"title": "stolen"},
-    ("POST", "/api/analyses/{analysis_id}/measurements"): {"group": "hidden", "keep": 1},
+    ("POST", "/api/analyses/{analysis_id}/measurements"): {"keep": {"hidden": 1}},
     ("POST", "/api/analyses/{analysis_id}/exports"): {"order": "original"},
 }
 

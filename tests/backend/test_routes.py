@@ -208,25 +208,6 @@ def test_the_pyramid_is_built_once_whoever_asks(local, client, done):
     assert [place.name for place in local.app.state.pyramids.root.iterdir() if place.name.startswith(".")] == []
 
 
-def test_a_measurement_is_a_job_and_is_not_asked_twice(local, client, done, tmp_path):
-    path = f"/api/analyses/{done['id']}/measurements"
-    job = client.post(path, json={"group": "hidden", "keep": 10}).json()
-    assert job["kind"] == "measure" and client.post(path, json={"group": "hidden", "keep": 10}).json()["id"] == job["id"]
-    result = {"keep": 10, "loss": 0.5, "accuracy": None, "agreement": 0.9, "rows": 100}
-    jobs.finish(local.store, claim(local.store, job["id"]), result)
-    listed = client.get(path).json()
-    assert listed[0]["result"] == result and listed[0]["group"] == "hidden" and listed[0]["job"]["status"] == "done"
-    assert client.get(f"/api/analyses/{done['id']}").json()["job"]["kind"] == "analyze"
-
-
-@pytest.mark.parametrize(("body", "said"), [({"group": "hidden", "keep": 301}, "has 300 units"),
-                                            ({"group": "nosuch", "keep": 1}, "the groups are hidden"),
-                                            ({"group": "hidden", "keep": 0}, "keep")])
-def test_a_measurement_that_makes_no_sense_is_refused(client, done, body, said):
-    answer = client.post(f"/api/analyses/{done['id']}/measurements", json=body)
-    assert answer.status_code == 422 and said in shape_of(answer)["message"]
-
-
 def test_an_export_is_a_job_with_a_file(local, client, done, tmp_path):
     made = client.post(f"/api/analyses/{done['id']}/exports", json={"order": "spectral"}).json()
     assert made["job"]["kind"] == "export" and made["filename"] is None

@@ -13,7 +13,7 @@ from imports import PACKAGES, ROOT, cycles, imports, modules, name_of, own
 LIGHT = ("cipm.errors", "cipm.options")
 ALLOWED = {
     "cipm": ("cipm",),
-    "backend": ("backend", *LIGHT, "cipm.views"),
+    "backend": ("backend", *LIGHT, "cipm.allocation", "cipm.views"),
     "workers": ("workers", "backend.store", "backend.settings", "cipm"),
     "frontend": ("frontend", *LIGHT),
 }

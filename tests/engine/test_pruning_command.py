@@ -14,9 +14,10 @@ from cipm.errors import OptionError
 from cipm.load import load
 from cipm.load.probe import open_probe
 from cipm.options import parse_options
+from cipm.pipeline.budgets import choose, prune_job
 from cipm.pipeline.context import Context
 from cipm.pipeline.discovery import proved_groups
-from cipm.pipeline.pruning import Pruner, choose, prune_job
+from cipm.pipeline.pruning import Pruner
 from cipm.symmetry import discover_groups
 from cipm.trace import run
 

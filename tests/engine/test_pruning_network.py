@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from cipm.allocation import Choice, Count, even, front, within
 from cipm.errors import OptionError
 from cipm.load.checkpoint import Checkpoint
 from cipm.pruning import shrink
-from cipm.pruning.allocation import Choice, Count, even, front, parameter_count, within
 from cipm.pruning.consumers import consumers
+from cipm.pruning.counts import parameter_count
 from cipm.pruning.kept import what_stays
 from cipm.pruning.network import group_curves, prunable
 from cipm.pruning.sequence import read_moments, refit, refit_alone

@@ -115,11 +115,12 @@ def test_numbers_of_a_keep_tell_measured_from_predicted() -> None:
 
 
 def test_measurements_join_the_report_once_per_keep() -> None:
-    measured = [{"group": "g", "keep": 2, "result": {"keep": 2, "loss": 3.3, "rows": 9}},
-                {"group": "g", "keep": 6, "result": None},
-                {"group": "other", "keep": 3, "result": {"keep": 3, "loss": 1.0, "rows": 9}}]
+    measured = [{"keep": {"g": 2}, "result": {"keep": {"g": 2}, "loss": 3.3, "rows": 9, "predicted": {"loss": 3.1}}},
+                {"keep": {"g": 6}, "result": None},
+                {"keep": {"g": 3, "other": 3}, "result": {"keep": {"g": 3, "other": 3}, "loss": 1.0, "rows": 9}}]
     joined = vm.with_measurements(group("g", whatif=WHATIF), measured)
     assert [point["keep"] for point in joined["whatif"]["measured"]] == [2, 4]
+    assert joined["whatif"]["measured"][0]["predicted"] == 3.1
     assert [point["keep"] for point in WHATIF["measured"]] == [4]
 
 

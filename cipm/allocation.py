@@ -1,20 +1,34 @@
-"""One budget over all groups: which to make how small, so that least is lost for what is saved."""
+"""One budget over all groups: which to make how small, so that least is lost for what is saved. Numpy alone: the API uses it.
+
+Source: spreading a budget by equal slopes of convexified curves is Shoham & Gersho 1988, "Efficient bit allocation for an
+arbitrary set of quantizers".
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
 from cipm.errors import OptionError
-from cipm.load.checkpoint import Checkpoint
-from cipm.symmetry import Symmetry, SymmetryGroup
 
 STEPS = 64
 """Sizes of a group that are looked at on the way from whole to one unit."""
+LEAST_RISE = 1e-9
+"""Below this a rise counts as none; its logarithm is still a number."""
 Sizes = Mapping[str, int]
 
+
+class Units(Protocol):
+    """What is asked of a group: its units, and in how many equal blocks they lie."""
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def blocks(self) -> int: ...
 
 @dataclass(frozen=True)
 class Choice:
@@ -45,6 +59,15 @@ class Count:
         """Return the part of it that this group changes."""
         return Count(0.0, tuple(term for term in self.terms if any(group in axis for axis in term[1])), self.sizes)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return {fixed, terms: [[size, [{group: share}]]]}."""
+        return {"fixed": self.fixed, "terms": [[size, [dict(axis) for axis in axes]] for size, axes in self.terms]}
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any], sizes: Sizes) -> Count:
+        """Return what `to_json` gave, of groups with so many units."""
+        return Count(value["fixed"], tuple((size, tuple(axes)) for size, axes in value["terms"]), sizes)
+
     def groups(self) -> set[str]:
         """Return the groups that change it."""
         return {name for _, axes in self.terms for axis in axes for name in axis}
@@ -57,24 +80,7 @@ def _left(axes: Sequence[Mapping[str, float]], gone: Mapping[str, float]) -> flo
     return left
 
 
-def count_of(checkpoint: Checkpoint, symmetry: Symmetry, weights: Mapping[str, float], fixed: float = 0.0) -> Count:
-    """Return the quantity that is `fixed` plus weights[key] for each stored tensor, in proportion to its numbers."""
-    axes: dict[str, dict[int, dict[str, float]]] = {key: {} for key in weights}
-    for group in symmetry.groups:
-        for place in group.places:
-            if place.tensor in axes:
-                shares = axes[place.tensor].setdefault(place.axis, {})
-                shares[group.name] = shares.get(group.name, 0.0) + place.index.size / place.length
-    terms = tuple((float(size), tuple(axes[key].values())) for key, size in weights.items())
-    return Count(fixed, terms, {group.name: group.size for group in symmetry.groups})
-
-
-def parameter_count(checkpoint: Checkpoint, symmetry: Symmetry) -> Count:
-    """Return the number of parameters as a function of what groups keep."""
-    return count_of(checkpoint, symmetry, {key: checkpoint.meta(key).numel() for key in checkpoint.parameter_keys})
-
-
-def front(losses: Mapping[str, np.ndarray], count: Count, groups: Mapping[str, SymmetryGroup], *,
+def front(losses: Mapping[str, np.ndarray], count: Count, groups: Mapping[str, Units], *,
           locked: Collection[str] = (), overrides: Sizes | None = None) -> tuple[Choice, ...]:
     """Return the Pareto front from the whole model to the smallest: each choice loses least for what it saves.
 
@@ -89,14 +95,14 @@ def front(losses: Mapping[str, np.ndarray], count: Count, groups: Mapping[str, S
     both = sorted(set(locked) & set(overrides))
     if both:
         raise OptionError(f"Group {both[0]} is locked and cannot be given a size.", where=both[0])
-    keep = {name: _size(group, overrides.get(name, group.size)) for name, group in groups.items()}
+    keep = {name: checked(name, group, overrides.get(name, group.size)) for name, group in groups.items()}
     paths = {name: _path(losses[name], group.blocks) for name, group in groups.items()
              if name not in locked and name not in overrides}
     return _descend(keep, paths, losses, count)
 
 
 def within(choices: Sequence[Choice], budget: float, count: Count, losses: Mapping[str, np.ndarray],
-           groups: Mapping[str, SymmetryGroup], *, what: str) -> Choice:
+           groups: Mapping[str, Units], *, what: str) -> Choice:
     """Return the first choice on the front that leaves at most `budget`, with units given back as far as the budget allows.
 
     Raises OptionError where even the smallest choice leaves more.
@@ -129,24 +135,28 @@ def _given_back(keep: Sizes, budget: float, count: Count, losses: Mapping[str, n
         left -= gains[best][1]
 
 
-def even(groups: Mapping[str, SymmetryGroup], share: float, *, locked: Collection[str] = ()) -> dict[str, int]:
-    """Return sizes at which every group keeps this share of its units (at least one of each block); locked ones stay whole.
+def checked(name: str, group: Units, units: object) -> int:
+    """Return how many units a group is to keep; raises OptionError where that is no number of units it can keep."""
+    whole = isinstance(units, int) and not isinstance(units, bool)
+    if not whole or not group.blocks <= units <= group.size or units % group.blocks:
+        each = f", a multiple of {group.blocks}" if group.blocks > 1 else ""
+        raise OptionError(f"Group {name} can keep {group.blocks} to {group.size} units{each}; it cannot keep {units!r}.",
+                          where=name)
+    return units
+
+
+def even(groups: Mapping[str, Units], share: float, *, locked: Collection[str] = ()) -> dict[str, int]:
+    """Return sizes at which every group keeps this share of its units (at least one of each block); locked ones stay whole,
+    and so do those that carry others of these (heads): what is inside of them goes instead.
 
     Raises OptionError for a share of zero or less, or more than one.
     """
     if not 0 < share <= 1:
         raise OptionError(f"What is kept must be more than 0 and at most 1 (all units); it cannot be {share:g}.", where="keep",
                           fix="Keep 0.5 for half of the units of every group.")
-    return {name: group.size if name in locked else max(1, round(group.size // group.blocks * share)) * group.blocks
+    whole = {*locked, *(getattr(group, "parent", None) for group in groups.values())}
+    return {name: group.size if name in whole else max(1, round(group.size // group.blocks * share)) * group.blocks
             for name, group in groups.items()}
-
-
-def _size(group: SymmetryGroup, units: int) -> int:
-    if not group.blocks <= units <= group.size or units % group.blocks:
-        each = f", a multiple of {group.blocks}" if group.blocks > 1 else ""
-        raise OptionError(f"Group {group.name} can keep {group.blocks} to {group.size} units{each}; it cannot keep {units}.",
-                          where=group.name)
-    return units
 
 
 def _path(loss: np.ndarray, blocks: int) -> list[tuple[int, float]]:
@@ -197,3 +207,94 @@ def _price(name: str, at: int, path: Sequence[tuple[int, float]], part: Count, k
 
 def _total(losses: Mapping[str, np.ndarray], keep: Sizes) -> float:
     return float(sum(losses[name][units] for name, units in keep.items() if name in losses))
+
+
+@dataclass(frozen=True)
+class Group:
+    """A group that can be made smaller: its units, and in how many equal blocks they lie."""
+
+    size: int
+    blocks: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """What a what-if session predicts with: rises[kind][group] [size + 1] of each group alone, and whole networks measured.
+
+    `kinds` are the losses predicted, the one that budgets are spread by first; whole[kind] holds (sum of the groups' rises,
+    measured rise); `counts` are quantities by name. Made from session.json (docs/design.md), or while it comes to be.
+    """
+
+    groups: Mapping[str, Units]
+    unavailable: Mapping[str, str]
+    kinds: tuple[str, ...]
+    rises: Mapping[str, Mapping[str, np.ndarray]]
+    whole: Mapping[str, Sequence[tuple[float, float]]]
+    counts: Mapping[str, Count]
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> Session:
+        """Return the session of a session.json."""
+        groups = {group["name"]: Group(group["size"], group["blocks"]) for group in value["groups"]}
+        sizes = {name: group.size for name, group in groups.items()}
+        rises = {kind: {group["name"]: np.array(group["rises"][kind]) for group in value["groups"]} for kind in value["kinds"]}
+        return Session(groups, value["unavailable"], tuple(value["kinds"]), rises, value["whole"],
+                       {name: Count.from_json(count, sizes) for name, count in value["counts"].items()})
+
+    def checked(self, keep: Mapping[str, object]) -> dict[str, int]:
+        """Return a what-if without the groups that stay whole, in the groups' order. Raises OptionError where a group is not
+        there, cannot be made smaller, or cannot keep so many units."""
+        self.check_names(keep)
+        return {name: units for name, group in self.groups.items()
+                if name in keep and (units := checked(name, group, keep[name])) < group.size}
+
+    def check_names(self, names: Iterable[str]) -> None:
+        """Raise OptionError where one is no group that can be made smaller, with the reason."""
+        for name in names:
+            if name in self.unavailable:
+                raise OptionError(f"Group {name} cannot be made smaller: {self.unavailable[name]}", where=name)
+            if name not in self.groups:
+                there = f"those that can be made smaller are {', '.join(self.groups)}" if self.groups else \
+                    "no group of this model can be made smaller"
+                raise OptionError(f"There is no group {name!r}; {there}.", where=name)
+
+    def total(self, kind: str, keep: Sizes) -> float:
+        """Return the sum of the groups' rises."""
+        return float(sum(self.rises[kind][name][units] for name, units in keep.items()))
+
+    def predicted(self, keep: Sizes) -> dict[str, float]:
+        """Return the predicted rise of every kind of loss."""
+        return {kind: joined(self.whole.get(kind, ()), self.total(kind, keep)) for kind in self.kinds}
+
+    def front(self, count: str, locked: Collection[str] = (), sizes: Sizes | None = None) -> tuple[Choice, ...]:
+        """Return the Pareto front of loss against this count, from the whole model to the smallest."""
+        if count not in self.counts:
+            raise OptionError(f"There is no count {count!r}; there are {', '.join(self.counts)}.", where="count")
+        self.check_names([*locked, *(sizes or {})])
+        return front(self.rises[self.kinds[0]], self.counts[count], self.groups, locked=locked, overrides=sizes)
+
+    def front_facts(self, choices: Sequence[Choice]) -> list[dict[str, Any]]:
+        """Return the choices of a front as {keep, count, rises}."""
+        return [{"keep": dict(choice.keep), "count": choice.count, "rises": self.predicted(choice.keep)} for choice in choices]
+
+
+def joined(whole: Iterable[Sequence[float]], total: float) -> float:
+    """Return the predicted rise of a network whose groups' rises add up to `total`, through whole networks measured.
+
+    `whole` holds (sum, measured rise): straight lines in the logarithms of both, outside them in proportion; without any, the
+    sum itself. A point never counts as less than one of a smaller sum, nor than a thousandth of the largest.
+    """
+    points = rising(whole)
+    if not points or total <= 0:
+        return total
+    x, y = np.log(np.array(points)).T
+    at = np.log(total)
+    return float(np.exp(np.interp(at, x, y) + min(at - x[0], 0) + max(at - x[-1], 0)))
+
+
+def rising(whole: Iterable[Sequence[float]]) -> list[list[float]]:
+    """Return the points that predictions go through: by rising sums, their rises positive and never falling."""
+    points = np.array(sorted((s, r) for s, r in whole if s > 0), dtype=float).reshape(-1, 2)
+    least = max(1e-3 * points[:, 1].max(initial=0.0), LEAST_RISE)
+    points[:, 1] = np.maximum.accumulate(np.maximum(points[:, 1], least))
+    return points.tolist()

@@ -1,0 +1,124 @@
+"""The engine of `cipm prune`: one budget over all groups, the network it leads to, and the smaller file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cipm.allocation import Choice, Sizes, within
+from cipm.errors import OptionError
+from cipm.export import export_pruned
+from cipm.load import Checkpoint, load
+from cipm.load.probe import open_probe
+from cipm.options import parse_options
+from cipm.pipeline.context import Context, Emit
+from cipm.pipeline.discovery import proved_groups
+from cipm.pipeline.pruning import ROWS_NEEDED, Pruner
+from cipm.pruning import shrink
+from cipm.pruning.work import work
+
+WHOLE_SHARES = (0.7, 0.4, 0.15)
+"""Where whole networks are measured: shares kept of every group, or of the way on a front from the smallest model."""
+TRIES = 6
+"""Most whole networks that are measured to find the smallest within an allowed loss."""
+WORDS = {"params": "parameters", "flops": "FLOPs"}
+LOSSES = ("loss", "kl", "agreement", "accuracy", "perplexity")
+
+
+def choose(pruner: Pruner, budget: str, value: float, *, locked: Collection[str] = (), sizes: Sizes | None = None) -> Sizes:
+    """Return how many units each group keeps: `budget` is "keep" (share of every group), "max_loss" (allowed rise of the
+    measured loss), "params" or "flops" (of one row) that the model may have. Raises OptionError where it cannot be met."""
+    if pruner.context.probe.used_rows < 4:
+        raise OptionError(ROWS_NEEDED, where="probe")
+    if not pruner.groups:
+        why = "; ".join(f"{name}: {reason}" for name, reason in pruner.reasons.items()) or "it has no free units."
+        raise OptionError(f"No group of this model can be made smaller: {why}")
+    pruner.session.check_names([*locked, *(sizes or {})])
+    if budget == "keep":
+        wanted = {**pruner.even(value, locked), **(sizes or {})}
+        if any(size < pruner.groups[name].size for name, size in wanted.items()):
+            pruner.calibrate(pruner.even(share, locked) for share in WHOLE_SHARES)
+        return wanted
+    if value <= 0:
+        raise OptionError(f"The budget {budget.replace('_', '-')} must be more than 0; it cannot be {value:g}.", where=budget)
+    count = "flops" if budget == "flops" else "parameters"
+    choices = pruner.front(count, locked, sizes)
+    if budget == "max_loss":
+        return _least_within_loss(pruner, choices, value).keep
+    session = pruner.session
+    chosen = within(choices, value, session.counts[count], session.rises[session.kinds[0]], pruner.groups, what=WORDS[budget])
+    if chosen.keep != choices[0].keep:
+        pruner.calibrate(choice.keep for choice in along(choices))
+    return chosen.keep
+
+
+def along(choices: tuple[Choice, ...]) -> list[Choice]:
+    """Return the choices of a front at WHOLE_SHARES of the way from the smallest to the whole model."""
+    smallest, most = choices[-1].count, choices[0].count
+    limits = [smallest + share * (most - smallest) for share in WHOLE_SHARES]
+    return [next(choice for choice in choices if choice.count <= limit) for limit in limits]
+
+
+def least_within(pruner: Pruner, choices: tuple[Choice, ...], fits: Callable[[Mapping[str, Any]], bool],
+                 seen: dict[int, Mapping[str, Any]], hoped: Callable[[Choice], bool] | None = None) -> int:
+    """Return the number of the smallest choice on the front found whose measurement `fits`, in at most TRIES measurements.
+
+    `seen` holds what was measured by number, and gets what is measured here. What is `hoped` to fit is tried first; without
+    hope the middle of what is left is.
+    """
+    for _ in range(TRIES):
+        best = max((number for number, measured in seen.items() if fits(measured)), default=0)
+        inside = range(best + 1, min((number for number in seen if number > best), default=len(choices)))
+        if not inside:
+            break
+        likely = [number for number in inside if hoped(choices[number])] if hoped and seen else []
+        at = max(likely, default=inside[len(inside) // 2])
+        point = pruner.point(choices[at].keep)
+        pruner.remember(point)
+        seen[at] = point.measured
+    return max((number for number, measured in seen.items() if fits(measured)), default=0)
+
+
+def _least_within_loss(pruner: Pruner, choices: tuple[Choice, ...], allowed: float) -> Choice:
+    most = pruner.base["loss"] + allowed
+    return choices[least_within(pruner, choices, lambda measured: measured["loss"] <= most, {},
+                                lambda choice: pruner.predicted(choice.keep)["loss"] <= most)]
+
+
+def prune_job(request: Mapping[str, Any], scratch: Path, emit: Emit) -> dict[str, Any]:
+    """Write a smaller model; the jail's entry of `cipm prune`.
+
+    `request` has model, probe, filename, options, `budget` and `value` as `choose` takes them, `locked`, `sizes` and `form`.
+    """
+    options = parse_options(request["options"])
+    checkpoint = load(request["model"])
+    probe = open_probe(Path(request["probe"]), checkpoint.graph.inputs, max_rows=options.max_rows)
+    context = Context(request, options, {}, emit, {"checkpoint": checkpoint, "probe": probe})
+    context.kept["symmetry"] = proved_groups(context)
+    pruner = Pruner(context, stage="prune")
+    sizes = choose(pruner, request["budget"], request["value"], locked=request["locked"], sizes=request["sizes"])
+    made = pruner.made(sizes)
+    shrunk = shrink(made.checkpoint, context.symmetry, made.keep, locked=request["locked"], seed=options.seed)
+    after, before = (_flops(one, pruner) for one in (shrunk.checkpoint, checkpoint))
+    baseline = pruner.refitter.reference.baseline
+    predicted = pruner.predicted(sizes) if made.keep else {kind: pruner.base[kind] for kind in pruner.kinds}
+    facts = {"parameters": {"before": checkpoint.parameters, "after": shrunk.checkpoint.parameters},
+             "flops": {"before": before, "after": after},
+             "baseline": {name: baseline[name] for name in ("loss_kind", "loss", "accuracy", "perplexity")},
+             "predicted": {"kl": None, **predicted},
+             "measured": {name: made.measured[name] for name in LOSSES},
+             "rows": pruner.refitter.reference.rows, "keep": dict(sizes), "unavailable": pruner.reasons,
+             "notes": [*made.notes, *shrunk.notes, *limits(pruner, made.keep), *pruner.refitter.notes]}
+    out = export_pruned(shrunk, request["model"], scratch / request["filename"], form=request["form"], details=facts)
+    return {"filename": out.name, **facts}
+
+
+def _flops(checkpoint: Checkpoint, pruner: Pruner) -> int:
+    weights, fixed = work(checkpoint, pruner.refitter.few_rows)
+    return round(sum(weights.values()) + fixed)
+
+
+def limits(pruner: Pruner, names: Iterable[str]) -> list[str]:
+    """Return what limits the curves of these groups, in words."""
+    return [f"{name}: {note}" for name in names for note in pruner.alone[name].curve.notes]

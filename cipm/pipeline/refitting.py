@@ -1,0 +1,117 @@
+"""A whole network made smaller and judged: weights refitted on the even probe rows, measured on odd ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from cipm.load import Checkpoint
+from cipm.pipeline.context import Context, batches, fixed_rows
+from cipm.pipeline.reference import Reference, RowCost, row_cost, rows_of, spread
+from cipm.pruning.consumers import Consumer, consumers
+from cipm.pruning.kept import Kept, what_stays
+from cipm.pruning.sequence import FEWEST_SAMPLES, PER_FEATURE, Rows, refit
+from cipm.pruning.shrink import left_out
+from cipm.symmetry import example_inputs
+from cipm.symmetry.walk import Walk, walk
+
+FIT_ROWS, FEWEST_FIT_ROWS = 2000, 32
+FIT_FLOPS = 4e12
+"""Work of running both models over the rows of one refit: about a minute on two cores."""
+FIT_NUMBERS = 2**26
+"""Most numbers of the largest value of the graph on all rows of a refit (256 MB)."""
+Units = Mapping[str, Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A whole network pruned: `checkpoint` has the sizes it had, with zeros where units go; `measured` on held-out rows."""
+
+    checkpoint: Checkpoint
+    keep: Units
+    notes: tuple[str, ...]
+    measured: Mapping[str, Any]
+
+
+class Refitter:
+    """Makes a network smaller and measures it. `points` and `rows` are those of `Reference`."""
+
+    def __init__(self, context: Context, points: int = 1, *, rows: int | None = None):
+        self.context = context
+        self._asked = points, rows
+
+    @cached_property
+    def walked(self) -> Walk:
+        """Return the labels that discovery puts on every value."""
+        seed = self.context.options.seed
+        return walk(self.context.checkpoint, example_inputs(self.context.checkpoint,
+                                                            generator=torch.Generator().manual_seed(seed)))
+
+    @cached_property
+    def consumers(self) -> tuple[Consumer, ...]:
+        """Return the linear maps that read units."""
+        return consumers(self.context.checkpoint, self.context.symmetry)
+
+    @cached_property
+    def reference(self) -> Reference:
+        """Return the whole model on the rows that smaller ones are measured on."""
+        points, rows = self._asked
+        return Reference(self.context, points, rows=rows)
+
+    @cached_property
+    def cost(self) -> RowCost:
+        """Return what one row costs."""
+        return row_cost(self.context)
+
+    @cached_property
+    def rows(self) -> Rows:
+        """Return the rows that weights are fitted on, in batches: at most 2,000 of the even ones, fewer for a large model."""
+        probe = self.context.probe
+        chosen = spread(np.arange(0, probe.used_rows, 2), self.fit_rows, fixed_rows(self.context.checkpoint))
+        return list(batches(rows_of(probe, chosen), self.context.checkpoint, self.context.options.batch_rows))
+
+    @property
+    def fit_rows(self) -> int:
+        """Return how many rows a refit looks at, where there are so many."""
+        most = min(FIT_FLOPS / max(2 * self.cost.flops, 1), FIT_NUMBERS / self.cost.largest)
+        return int(min(FIT_ROWS, max(FEWEST_FIT_ROWS, most)))
+
+    @property
+    def notes(self) -> list[str]:
+        """Return in words what was bounded because the model is large."""
+        there = (self.context.probe.used_rows + 1) // 2
+        fewer = [] if self.fit_rows >= min(FIT_ROWS, there) else [
+            f"Weights were refitted on {self.fit_rows} of {there} rows, because a refit runs both models over them."]
+        return [*fewer, *self.reference.notes]
+
+    @property
+    def work(self) -> float:
+        """Return the floating-point operations of one refit of the whole network, an upper bound."""
+        features = [consumer.features for consumer in self.consumers]
+        moments = sum(max(FEWEST_SAMPLES, PER_FEATURE * f) * (2.0 * f) ** 2 for f in features)
+        return 2 * self.cost.flops * self.fit_rows + moments
+
+    @property
+    def few_rows(self) -> dict[str, torch.Tensor]:
+        """Return inputs to count operations on."""
+        few = fixed_rows(self.context.checkpoint) or 2
+        return {name: tensor[:few] for name, tensor in self.rows[0].items()}
+
+    def made(self, units: Units) -> Pruned:
+        """Return the network with these units of these groups, refitted in sequence, and what it measures."""
+        kept = self.kept(units)
+        checkpoint, notes = refit(self.context.checkpoint, self.context.symmetry, kept, self.rows)
+        return Pruned(checkpoint, units, notes, self.measured(checkpoint, kept))
+
+    def measured(self, checkpoint: Checkpoint, kept: Kept) -> dict[str, Any]:
+        """Return what a masked network measures."""
+        return self.reference.measure(checkpoint, dict(left_out(checkpoint.graph, kept)))
+
+    def kept(self, units: Mapping[str, Any]) -> Kept:
+        """Return what stays of every stored axis and value."""
+        return what_stays(self.context.checkpoint, self.context.symmetry, units, self.walked)

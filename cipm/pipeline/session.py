@@ -1,0 +1,137 @@
+"""What a page needs to predict what-ifs by itself: session.json, as docs/design.md describes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cipm.allocation import Choice, Sizes, rising
+from cipm.pipeline.budgets import LOSSES, TRIES, WHOLE_SHARES, least_within, limits
+from cipm.pipeline.context import Context
+from cipm.pipeline.pruning import ROWS_NEEDED, Point, Pruner
+from cipm.pipeline.refitting import Refitter
+
+SCHEMA_VERSION = 1
+HELD_BACK = 9
+"""Whole networks that predictions are held against: half of them random what-ifs, the others on the way along the front."""
+FRONT_CHOICES = 96
+"""Most choices of a front that are listed."""
+ALLOWED = (0.001, 0.01, 0.05)
+"""Rises of the loss (falls of the accuracy, where there is one) that advice is given for, as shares of the baseline."""
+WHOLE_FLOPS = 2e13
+"""Work spent on measuring whole networks beside those that predictions go through: some minutes on two cores. A count, not a
+clock, so that the same analysis always gives the same result."""
+UNITS = {"parameters": "parameters", "flops": "floating-point operations of one row (a multiply-add is two)",
+         "bytes": "bytes of all stored tensors"}
+FLOOR = 1e-3
+"""What is added to predicted and measured rises before they are compared, as a share of the largest measured."""
+
+
+def wholes_planned(context: Context) -> int:
+    """Return how many whole networks a session measures at most."""
+    return len(WHOLE_SHARES) + min(HELD_BACK + len(ALLOWED) * TRIES, int(WHOLE_FLOPS / Refitter(context).work))
+
+
+def session_facts(pruner: Pruner) -> dict[str, Any]:
+    """Return session.json: measure whole networks for `whole`, others to hold predictions against, and search for advice."""
+    if not pruner.groups:
+        return _nothing(pruner)
+    pruner.calibrate(pruner.even(share) for share in WHOLE_SHARES)
+    held = [pruner.point(keep) for keep in _held_back(pruner)]
+    band = {kind: _band(pruner, kind, held) for kind in pruner.kinds}
+    advice = _advice(pruner)
+    session = pruner.session
+    fronts = {count: session.front_facts(_thinned(pruner.front(count))) for count in ("parameters", "flops")}
+    return {"schema_version": SCHEMA_VERSION, "baseline": _baseline(pruner), "kinds": list(pruner.kinds),
+            "groups": [_group(pruner, name) for name in pruner.groups], "unavailable": pruner.reasons,
+            "counts": {name: {**count.to_json(), "unit": UNITS[name]} for name, count in session.counts.items()},
+            "whole": {kind: rising(session.whole[kind]) for kind in pruner.kinds},
+            "points": [_point(point) for point in pruner.points], "band": band, "fronts": fronts, "advice": advice,
+            "rows": pruner.refitter.reference.rows, "notes": _notes(pruner)}
+
+
+def _nothing(pruner: Pruner) -> dict[str, Any]:
+    """Return a session in which nothing can be made smaller, and why."""
+    few = pruner.context.probe.used_rows < 4
+    why = ROWS_NEEDED if few else "No group of this model can be made smaller."
+    return {"schema_version": SCHEMA_VERSION, "baseline": _baseline(pruner), "kinds": list(pruner.kinds), "groups": [],
+            "unavailable": pruner.reasons, "counts": {}, "whole": {}, "points": [], "band": {}, "fronts": {}, "advice": [],
+            "rows": pruner.refitter.reference.rows, "notes": [why, *pruner.refitter.reference.notes]}
+
+
+def _baseline(pruner: Pruner) -> dict[str, Any]:
+    baseline = pruner.refitter.reference.baseline
+    return {name: baseline[name] for name in ("loss_kind", "loss", "accuracy", "perplexity", "rows")}
+
+
+def _group(pruner: Pruner, name: str) -> dict[str, Any]:
+    group, one = pruner.groups[name], pruner.alone[name]
+    return {"name": name, "kind": group.kind, "size": group.size, "blocks": group.blocks,
+            "level": group.parent if group.parent in pruner.groups else None,
+            "removal_order": one.curve.removal_order.tolist(),
+            "rises": {kind: pruner.session.rises[kind][name].tolist() for kind in pruner.kinds},
+            "measured": [{field: point[field] for field in ("keep", *LOSSES)} for point in one.measured],
+            "notes": list(one.curve.notes)}
+
+
+def _point(point: Point) -> dict[str, Any]:
+    return {"keep": dict(point.keep), "predicted": dict(point.predicted),
+            "measured": {name: point.measured[name] for name in LOSSES}}
+
+
+def _held_back(pruner: Pruner) -> list[Sizes]:
+    """Return what-ifs to hold predictions against, as many as the work allows."""
+    most = min(HELD_BACK, pruner.wholes - len(WHOLE_SHARES))
+    generator = np.random.default_rng(pruner.context.options.seed)
+    choices = _thinned(pruner.front("parameters"))
+    inside = [choices[round(at * (len(choices) - 1))].keep for at in np.linspace(0, 1, most - (most + 1) // 2 + 2)[1:-1]]
+    drawn = [{name: max(1, round(group.size // group.blocks * generator.uniform(0.1, 1))) * group.blocks
+              for name, group in pruner.groups.items()} for _ in range((most + 1) // 2)]
+    return [*drawn, *inside][:max(most, 0)]
+
+
+def _band(pruner: Pruner, kind: str, held: Sequence[Point]) -> dict[str, Any] | None:
+    """Return by which factors held-back networks were missed."""
+    if not held:
+        return None
+    pairs = np.array([(point.predicted[kind], point.measured[kind]) for point in held]) - pruner.base[kind]
+    pairs = np.maximum(pairs, 0) + FLOOR * max(float(pairs[:, 1].max()), np.finfo(float).tiny)
+    factors = np.exp(np.abs(np.diff(np.log(pairs), axis=1))).ravel()
+    return {"median": float(np.median(factors)), "p90": float(np.quantile(factors, 0.9)), "points": len(held)}
+
+
+def _advice(pruner: Pruner) -> list[dict[str, Any]]:
+    """Return the smallest networks found, along the front of parameters, whose measured loss rises by no more than this."""
+    baseline, choices = pruner.refitter.reference.baseline, pruner.front("parameters")
+    seen: dict[int, Mapping[str, Any]] = {0: {**baseline, "kl": None if baseline["kl"] is None else 0.0}}
+    found = []
+    for allowed in ALLOWED if pruner.wholes > len(WHOLE_SHARES) + HELD_BACK else ():
+        at = least_within(pruner, choices, lambda measured, share=allowed: _within(baseline, measured, share), seen)
+        found.append({"allowed": allowed, "keep": dict(choices[at].keep), "parameters": round(choices[at].count),
+                      "measured": {name: seen[at][name] for name in LOSSES}})
+    return found
+
+
+def _within(baseline: Mapping[str, Any], measured: Mapping[str, Any], share: float) -> bool:
+    """Tell whether the accuracy fell, or else the loss rose, by at most this share; a loss of zero (outputs are compared with
+    the whole model's own) may rise to the share itself."""
+    if baseline["accuracy"] is not None:
+        return measured["accuracy"] >= baseline["accuracy"] * (1 - share)
+    return measured["loss"] - baseline["loss"] <= share * (baseline["loss"] or 1.0)
+
+
+def _thinned(choices: tuple[Choice, ...]) -> tuple[Choice, ...]:
+    """Return at most FRONT_CHOICES of a front, evenly along the count, the ends among them."""
+    counts = -np.array([choice.count for choice in choices])
+    wanted = np.linspace(counts[0], counts[-1], FRONT_CHOICES)
+    return tuple(choices[at] for at in np.unique(np.minimum(np.searchsorted(counts, wanted), len(choices) - 1)))
+
+
+def _notes(pruner: Pruner) -> list[str]:
+    fewer = pruner.wholes < len(WHOLE_SHARES) + HELD_BACK + len(ALLOWED) * TRIES
+    said = [f"At most {pruner.wholes} whole networks were measured, because each is refitted layer by layer."] if fewer else []
+    return [*pruner.refitter.notes, *said, *limits(pruner, pruner.groups)]
+
+
