@@ -82,7 +82,7 @@ def quick_curve(covariances: Matrices, grams: Matrices, *, samples: int, ridge: 
         root = np.sqrt(np.maximum(g.diagonal(), 0))
         total += (c * root * root[:, None]).reshape(n, len(c) // n, n, -1).sum((1, 3))
     pivots = linalg.lapack.dpstrf(total, lower=1)[1] - 1
-    order = np.array(_evenly(pivots[::-1], n // blocks), dtype=np.int64)
+    order = np.array(evenly(pivots[::-1], n // blocks), dtype=np.int64)
     return Curve(order, cost_of_order(covariances, grams, order, ridge=share), share, _limits(covariances, samples, share))
 
 
@@ -103,7 +103,7 @@ def cost_of_order(covariances: Matrices, grams: Matrices, removal_order: np.ndar
     return np.append(np.cumsum(np.maximum(steps, 0)[::-1])[::-1], 0.0)
 
 
-def _evenly(order: np.ndarray, width: int) -> list[int]:
+def evenly(order: np.ndarray, width: int) -> list[int]:
     """Return the units so that each round takes one from every run of `width`, otherwise in this order."""
     rank = np.empty(len(order), dtype=np.int64)
     for run in range(len(order) // width):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, reduce
 
 import numpy as np
+import torch
 
 from cipm.errors import OptionError
 from cipm.load.checkpoint import Checkpoint
 from cipm.rules import Free, Value
-from cipm.symmetry import Symmetry, SymmetryGroup
+from cipm.symmetry import Symmetry, SymmetryGroup, example_inputs
 from cipm.symmetry.structure import Structure, build_structure
-from cipm.symmetry.walk import Walk
+from cipm.symmetry.walk import Walk, walk
 
 Keep = Mapping[str, Sequence[int]]
 
@@ -23,24 +25,31 @@ class Uneven(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """What stays: `gone[label]` tells which labels go with the removed units; `values` hold the labels of every value.
+    """What stays: `gone[label]` tells which labels go with the removed units; `values` hold the labels of every value by name,
+    `tensors` those of every stored tensor by key.
 
     `removed` are the units that go, by group.
     """
 
     values: Mapping[str, Value]
-    atoms: Mapping[tuple[str, int], np.ndarray]
+    tensors: Mapping[str, Value]
     gone: np.ndarray
     removed: Mapping[str, np.ndarray]
 
     def mask(self, name: str, axis: int) -> np.ndarray | None:
         """Return which positions of an axis stay, laid out as its labels; None where all do."""
+        return self._mask(self.values.get(name), axis)
+
+    def stored_mask(self, key: str, axis: int) -> np.ndarray | None:
+        """Return the same of a stored tensor."""
+        return self._mask(self.tensors.get(key), axis)
+
+    def share(self, name: str, axis: int | None = None) -> float:
+        """Return which share of a value's positions stays, or of those along one axis."""
         value = self.values.get(name)
-        labels = value.axes[axis] if value is not None else None
-        if not isinstance(labels, np.ndarray):
-            return None
-        gone = self.gone[labels]
-        return ~gone if gone.any() else None
+        axes = range(len(value.axes)) if axis is None and value is not None else () if axis is None else (axis,)
+        masks = [mask for at in axes if (mask := self.mask(name, at)) is not None]
+        return float(np.mean(reduce(np.logical_and, masks))) if masks else 1.0
 
     def touches(self, name: str) -> bool:
         """Tell whether a removed unit stands on this value, or is named by its numbers."""
@@ -61,10 +70,7 @@ class Kept:
 
     def before(self, name: str, axis: int, position: int) -> int:
         """Return how many positions before this one stay on an axis. Raises Uneven where lines differ."""
-        counts = np.unique(self._lines(name, axis)[:, :position].sum(1))
-        if counts.size != 1:
-            raise Uneven
-        return int(counts[0])
+        return _count(self._lines(name, axis)[:, :position])
 
     def line(self, name: str, axis: int) -> np.ndarray:
         """Return which positions [size] of an axis stay, the same for all others. Raises Uneven."""
@@ -74,40 +80,114 @@ class Kept:
         return lines[0]
 
     def stored(self, key: str, axis: int) -> np.ndarray | None:
-        """Return the positions of a stored axis that stay; None where all do."""
-        labels = self.atoms.get((key, axis))
-        gone = self.gone[labels] if labels is not None else np.zeros(0, bool)
-        return np.flatnonzero(~gone) if gone.any() else None
+        """Return the positions of a stored axis that stay; None where all do. Raises Uneven where they differ along others."""
+        mask = self.stored_mask(key, axis)
+        if mask is None:
+            return None
+        lines = _lines(mask, axis, self.tensors[key].shape[axis])
+        if (lines != lines[:1]).any():
+            raise Uneven
+        return np.flatnonzero(lines[0])
+
+    def cut(self, tensor: torch.Tensor, key: str) -> torch.Tensor:
+        """Return a stored tensor with the positions that stay, on the meta device too. Raises Uneven."""
+        masks = {axis: mask for axis in range(tensor.ndim) if (mask := self.stored_mask(key, axis)) is not None}
+        if all(mask.size == mask.shape[axis] for axis, mask in masks.items()):
+            for axis, mask in masks.items():
+                tensor = tensor.index_select(axis, torch.from_numpy(np.flatnonzero(mask)).to(tensor.device))
+            return tensor
+        sizes = [_count(_lines(masks[axis], axis, size)) if axis in masks else size for axis, size in enumerate(tensor.shape)]
+        if tensor.device.type == "meta":
+            return tensor.new_empty(sizes)
+        there = np.broadcast_to(reduce(np.logical_and, masks.values()), tuple(tensor.shape))
+        return tensor[torch.from_numpy(there.copy()).to(tensor.device)].reshape(sizes)
+
+    def zeroed(self, tensor: torch.Tensor, key: str) -> torch.Tensor:
+        """Return a stored tensor with zeros at the positions that go."""
+        for axis in range(tensor.ndim if tensor.device.type != "meta" else 0):
+            mask = self.stored_mask(key, axis)
+            if mask is not None:
+                tensor = tensor.masked_fill(torch.from_numpy(~mask).to(tensor.device), 0)
+        return tensor
+
+    def _mask(self, value: Value | None, axis: int) -> np.ndarray | None:
+        labels = value.axes[axis] if value is not None else None
+        if not isinstance(labels, np.ndarray):
+            return None
+        gone = self.gone[labels]
+        return ~gone if gone.any() else None
 
     def _lines(self, name: str, axis: int) -> np.ndarray:
-        mask = self.mask(name, axis)
-        size = self.values[name].shape[axis]
-        if mask is None:
-            return np.ones((1, size), bool)
-        lines = np.moveaxis(mask, axis, -1).reshape(-1, size)
-        return lines[lines.any(1)]
+        mask, size = self.mask(name, axis), self.values[name].shape[axis]
+        return np.ones((1, size), bool) if mask is None else _lines(mask, axis, size)
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """The labels of a walked graph, from which what stays follows: made once, asked for many sizes."""
+
+    checkpoint: Checkpoint
+    symmetry: Symmetry
+    walked: Walk
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, symmetry: Symmetry, *, seed: int = 0) -> Labels:
+        """Return the labels of a checkpoint, walked as discovery did in the end."""
+        inputs = example_inputs(checkpoint, generator=torch.Generator().manual_seed(seed))
+        return cls(checkpoint, symmetry, walked_as_found(checkpoint, symmetry, inputs))
+
+    @cached_property
+    def structure(self) -> Structure:
+        """Return the classes of tied labels."""
+        return build_structure(self.walked)
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Value]:
+        """Return the labels of every stored tensor by key."""
+        checkpoint = self.checkpoint
+        return {key: _stored(self.walked, name, checkpoint.meta(key), key) for name, key in checkpoint.graph.tensors.items()
+                if checkpoint.meta(key).ndim and (key, 0) in self.walked.atoms}
+
+    @cached_property
+    def values(self) -> Mapping[str, Value]:
+        """Return the labels of every value by name, stored tensors among them."""
+        stored = {name: self.tensors[key] for name, key in self.checkpoint.graph.tensors.items() if key in self.tensors}
+        return {value.name: value for value in self.walked.values} | stored
+
+    def what_stays(self, keep: Keep, *, locked: Collection[str] = ()) -> Kept:
+        """Return what stays where these units of these groups are kept; groups that are not named stay whole.
+
+        Of nested groups what is kept of the inner one counts over the whole model: a block that goes takes its units with it,
+        kept or not, and one that stays keeps those of it that are named.
+
+        Raises OptionError for an unknown or locked group, units that do not exist or are named twice, and where no unit of a
+        group, or of one of its blocks that stay, would be left.
+        """
+        symmetry, structure = self.symmetry, self.structure
+        removed = {name: units for name, kept in keep.items() if (units := _removed(symmetry.group(name), kept)).size}
+        for name in removed:
+            if name in locked:
+                raise OptionError(f"Group {name} is locked: no unit of it may be removed.", where=name,
+                                  fix="Unlock it, or keep all of its units.")
+        gone = np.zeros(structure.pin.size, bool)
+        for group in sorted((symmetry.group(name) for name in removed), key=lambda group: group.blocks):
+            _check_blocks(group, removed[group.name], structure, self.walked, gone)
+            gone[_classes(group, removed[group.name], structure, self.walked)] = True
+            gone = _closed(structure, gone)
+        return Kept(self.values, self.tensors, gone[structure.class_of], removed)
+
+
+def walked_as_found(checkpoint: Checkpoint, symmetry: Symmetry, inputs: Mapping[str, torch.Tensor]) -> Walk:
+    """Return the walk of a graph with labels as fine as the groups' places need them (units of every expert of a stack)."""
+    views = {(place.tensor, place.axis): view for group in symmetry.groups for place in group.places
+             if (view := getattr(place, "view", None)) is not None}
+    return walk(checkpoint, inputs, **({"views": views} if views else {}))
 
 
 def what_stays(checkpoint: Checkpoint, symmetry: Symmetry, keep: Keep, walked: Walk, *,
                locked: Collection[str] = ()) -> Kept:
-    """Return what stays where these units of these groups are kept; groups that are not named stay whole.
-
-    Raises OptionError for an unknown or locked group, units that do not exist or are named twice, and where no unit of a
-    group, or of one of its blocks, would be left.
-    """
-    removed = {name: units for name, kept in keep.items() if (units := _removed(symmetry.group(name), kept)).size}
-    for name in removed:
-        if name in locked:
-            raise OptionError(f"Group {name} is locked: no unit of it may be removed.", where=name,
-                              fix="Unlock it, or keep all of its units.")
-    structure = build_structure(walked)
-    groups = sorted((symmetry.group(name) for name in removed), key=lambda group: group.blocks)
-    gone = np.zeros(structure.pin.size, bool)
-    for group in groups:
-        _check_blocks(group, removed[group.name], structure, walked, gone)
-        gone[_classes(group, removed[group.name], structure, walked)] = True
-        gone = _closed(structure, gone)
-    return Kept(_values(checkpoint, walked), walked.atoms, gone[structure.class_of], removed)
+    """Return what stays where these units of these groups are kept: `Labels.what_stays`, asked once."""
+    return Labels(checkpoint, symmetry, walked).what_stays(keep, locked=locked)
 
 
 def _removed(group: SymmetryGroup, kept: Sequence[int]) -> np.ndarray:
@@ -135,7 +215,7 @@ def _check_blocks(group: SymmetryGroup, removed: np.ndarray, structure: Structur
 
 
 def _classes(group: SymmetryGroup, units: np.ndarray, structure: Structure, walked: Walk) -> np.ndarray:
-    labels = [walked.atoms[place.tensor, place.axis][place.index[units].ravel()] for place in group.places]
+    labels = [walked.atoms[place.tensor, place.axis].ravel()[place.index[units].ravel()] for place in group.places]
     return np.unique(structure.class_of[np.concatenate(labels)])
 
 
@@ -154,14 +234,23 @@ def _closed(structure: Structure, gone: np.ndarray) -> np.ndarray:
     return gone
 
 
-def _values(checkpoint: Checkpoint, walked: Walk) -> dict[str, Value]:
-    """Return the labels of every value by name, stored tensors among them."""
-    found = {value.name: value for value in walked.values}
-    for name, key in checkpoint.graph.tensors.items():
-        shape = tuple(checkpoint.meta(key).shape)
-        if shape and (key, 0) in walked.atoms:
-            axes = tuple(walked.atoms[key, axis].reshape([-1 if i == axis else 1 for i in range(len(shape))])
-                         for axis in range(len(shape)))
-            found[name] = Value(name, shape, axes)
-    return found
+def _lines(mask: np.ndarray, axis: int, size: int) -> np.ndarray:
+    """Return the lines [lines, size] along an axis of which anything stays."""
+    lines = np.moveaxis(mask, axis, -1).reshape(-1, size)
+    return lines[lines.any(1)]
 
+
+def _count(lines: np.ndarray) -> int:
+    """Return how many positions stay on every line. Raises Uneven where lines differ."""
+    counts = np.unique(lines.sum(1))
+    if counts.size != 1:
+        raise Uneven
+    return int(counts[0])
+
+
+def _stored(walked: Walk, name: str, tensor: torch.Tensor, key: str) -> Value:
+    if any(walked.atoms[key, axis].ndim > 1 for axis in range(tensor.ndim)):
+        return walked.stored(name, tensor, key)
+    axes = tuple(walked.atoms[key, axis].reshape([-1 if i == axis else 1 for i in range(tensor.ndim)])
+                 for axis in range(tensor.ndim))
+    return Value(name, tuple(tensor.shape), axes)

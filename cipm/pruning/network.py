@@ -9,46 +9,60 @@ import numpy as np
 from cipm.load.checkpoint import Checkpoint
 from cipm.pruning.consumers import Consumer, consumed, gram
 from cipm.pruning.elimination import Curve, elimination_curve, quick_curve
-from cipm.pruning.sequence import Moments
+from cipm.pruning.kept import Labels
+from cipm.pruning.masking import MOST_UNITS, masked_curve
+from cipm.pruning.sequence import Moments, Rows
+from cipm.pruning.shrink import refusals
 from cipm.symmetry import Symmetry, SymmetryGroup
 
 CAREFUL_FEATURES = 8192
 """Up to so many features of a group (units × positions) the order is eliminated one by one, beyond by pivots."""
 ELEMENT_WORK = 2e10
 """Most units² × elements³: what eliminating units of several elements costs beside its updates."""
+NOT_READ = "No weight reads these units linearly, so what is lost cannot be made up for by the others"
+NOR_MASKED = f", and they are more than the {MOST_UNITS} that are masked one by one."
 
 
-def prunable(symmetry: Symmetry, found: Sequence[Consumer]) -> tuple[dict[str, SymmetryGroup], dict[str, str]]:
-    """Return the groups that can be made smaller, by name, and for the others why not, in words.
+def prunable(symmetry: Symmetry, found: Sequence[Consumer], *,
+             labels: Labels | None = None) -> tuple[dict[str, SymmetryGroup], dict[str, str]]:
+    """Return the groups that can be made smaller, by name and inner levels first, and for the others why not, in words.
 
-    Where a group carries smaller units that can go (heads and the units inside them) the smaller ones are taken.
+    Both levels of nested groups are there: heads (key-value groups, experts, groups of channels) and the units inside them.
+    `parent` of the inner one names the outer one. The units kept of an inner group are counted over the whole model, equally
+    many of each block, whatever its blocks do: a head that goes takes its units with it, counted as kept or not.
+
+    With `labels` also groups that no weight reads linearly, up to MOST_UNITS units (their cost is measured by masking), and
+    without those that the graph cannot lose (`refusals`).
     """
     groups: dict[str, SymmetryGroup] = {}
     reasons: dict[str, str] = {}
     for group in symmetry.groups:
         if not group.proved:
             reasons[group.name] = "The group is not proved."
-        elif not consumed(found, group.name):
-            reasons[group.name] = "No weight reads these units linearly, so what is lost cannot be made up for by the others."
+        elif not consumed(found, group.name) and (labels is None or group.size > MOST_UNITS):
+            reasons[group.name] = f"{NOT_READ}{'.' if labels is None else NOR_MASKED}"
         elif group.size <= group.blocks:
             reasons[group.name] = "It has one unit in each block."
         else:
             groups[group.name] = group
-    for group in tuple(groups.values()):
-        if group.parent in groups:
-            reasons[group.parent] = f"Its units carry those of {group.name}, which are made fewer instead."
-            del groups[group.parent]
-    return groups, reasons
+    refused = refusals(labels, tuple(groups.values())) if labels is not None else {}
+    return {name: group for name, group in groups.items() if name not in refused}, reasons | refused
 
 
 def group_curves(checkpoint: Checkpoint, found: Sequence[Consumer], groups: Mapping[str, SymmetryGroup],
-                 moments: Mapping[str, Moments]) -> dict[str, Curve]:
+                 moments: Mapping[str, Moments], *, labels: Labels | None = None, rows: Rows = ()) -> dict[str, Curve]:
     """Return the curve of each group from the moments of its consumers' inputs.
 
     The cost of a group that several consumers read is the sum of what each loses, as a share of the variance that the group
-    gives it. Cost: see `elimination_curve`.
+    gives it. That of one that none reads is measured by masking on `rows`, with `labels`. Units of several features (a head,
+    a channel behind a flatten) go as a block: tr(G_uu P_uu⁻¹) of the Schur complement. Cost: see `elimination_curve`.
     """
-    return {name: _curve(checkpoint, consumed(found, name), group, moments) for name, group in groups.items()}
+    curves = {}
+    for name, group in groups.items():
+        readers = consumed(found, name)
+        assert readers or labels is not None, name
+        curves[name] = _curve(checkpoint, readers, group, moments) if readers else masked_curve(labels, group, rows)
+    return curves
 
 
 def _curve(checkpoint: Checkpoint, readers: Sequence[Consumer], group: SymmetryGroup, moments: Mapping[str, Moments]) -> Curve:

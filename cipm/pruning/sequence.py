@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from cipm.pruning.elimination import default_ridge
 from cipm.pruning.fold import TURNS, Constant, base_name, constant_of, readers_of
 from cipm.pruning.kept import Kept
 from cipm.pruning.ridge import ridged_factor
-from cipm.pruning.shrink import Intervene, left_out, zeroed
+from cipm.pruning.shrink import Intervene, left_out
 from cipm.statistics import Covariance
 from cipm.statistics.sampling import Padding
 from cipm.symmetry import Symmetry
@@ -46,6 +46,12 @@ def read_moments(checkpoint: Checkpoint, found: Sequence[Consumer], rows: Rows) 
     _Lockstep(checkpoint, rows).walk(lambda node, step: moments.update(
         {node.name: step.moments(pending[node.name], None)}) if node.name in pending else None)
     return moments
+
+
+def walk_rows(checkpoint: Checkpoint, rows: Rows, visit: Callable[[Node, Mapping[str, list[Any]]], None]) -> None:
+    """Run the whole model on all rows node by node; `visit(node, values)` sees every node before it runs, and by name the
+    values there are by then, one of each batch. Memory: the activations of all rows at one place of the graph."""
+    _Lockstep(checkpoint, rows).walk(lambda node, step: visit(node, step.plain))
 
 
 def refit(checkpoint: Checkpoint, symmetry: Symmetry, kept: Kept, rows: Rows) -> tuple[Checkpoint, tuple[str, ...]]:
@@ -188,7 +194,7 @@ class _Lockstep:
     def tensor(self, key: str) -> torch.Tensor:
         """Return a stored tensor of the smaller model: zeros where units go."""
         stored = self.changed.get(key, self.checkpoint.tensors[key])
-        return stored if self.kept is None else zeroed(stored, self.kept, key)
+        return stored if self.kept is None else self.kept.zeroed(stored, key)
 
     def _both(self, name: str, values: list[Any]) -> None:
         self.plain[name] = self.small[name] = values
@@ -204,7 +210,7 @@ class _Lockstep:
 
     def _goes(self, key: str) -> bool:
         shape = self.checkpoint.meta(key).shape
-        return any(self.kept.stored(key, axis) is not None for axis in range(len(shape)))
+        return any(self.kept.stored_mask(key, axis) is not None for axis in range(len(shape)))
 
     def _run(self, node: Node) -> None:
         self.plain[node.name] = self._called(node, self.plain)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from cipm.errors import UnsupportedModel
+from cipm.errors import OptionError, UnsupportedModel
 from cipm.load.checkpoint import Checkpoint, LazyTensors, metas_of
-from cipm.pruning.kept import Keep, Kept, what_stays
+from cipm.pruning.kept import Keep, Kept, Labels, walked_as_found, what_stays
 from cipm.pruning.rewrites import CHOICES, find_rewrite
 from cipm.pruning.step import Smaller, rewritten
 from cipm.rules import bind, find_rule
-from cipm.symmetry import TOLERANCE, Symmetry, compare, example_inputs
+from cipm.symmetry import TOLERANCE, Symmetry, SymmetryGroup, compare, example_inputs
 from cipm.symmetry.shapes import observe
-from cipm.symmetry.walk import walk
 from cipm.trace import Graph, Node, Ref, run
 
 Intervene = Mapping[str, Callable[[torch.Tensor], torch.Tensor]]
@@ -52,7 +51,7 @@ def shrink(checkpoint: Checkpoint, symmetry: Symmetry, keep: Keep, *, locked: Co
     Cost: the walk of discovery, and one forward pass of both models in float64 on few rows. Memory: as one of them.
     """
     inputs = example_inputs(checkpoint, generator=torch.Generator().manual_seed(seed))
-    kept = what_stays(checkpoint, symmetry, keep, walk(checkpoint, inputs), locked=locked)
+    kept = what_stays(checkpoint, symmetry, keep, walked_as_found(checkpoint, symmetry, inputs), locked=locked)
     if not kept.removed:
         return Shrunk(checkpoint, {}, 0.0, 0.0, 0, ())
     smaller = _rewrite(checkpoint, symmetry, kept, inputs)
@@ -69,23 +68,42 @@ def shrink(checkpoint: Checkpoint, symmetry: Symmetry, keep: Keep, *, locked: Co
     return Shrunk(made, chosen, max_abs, max_rel, next(iter(inputs.values())).shape[0], tuple(smaller.notes))
 
 
+def refusals(labels: Labels, groups: Sequence[SymmetryGroup]) -> dict[str, str]:
+    """Return why groups cannot be made smaller in this graph, by name, in words; found by halving, on shapes alone.
+
+    Cost: one run of the graph on the meta device where none is refused, and about two more for each that is and each halving.
+    """
+    if not groups:
+        return {}
+    checkpoint = labels.checkpoint
+    inputs = example_inputs(checkpoint, generator=torch.Generator().manual_seed(0))
+    keep = {group.name: [unit for unit in range(group.size) if (unit + 1) % (group.size // group.blocks)] for group in groups}
+    try:
+        _rewrite(checkpoint, labels.symmetry, labels.what_stays(keep), inputs)
+    except (UnsupportedModel, OptionError) as error:
+        if len(groups) == 1:
+            return {groups[0].name: error.message}
+        half = len(groups) // 2
+        return refusals(labels, groups[:half]) | refusals(labels, groups[half:])
+    return {}
+
+
 def masked(checkpoint: Checkpoint, symmetry: Symmetry, keep: Keep, *, seed: int = 0) -> tuple[Checkpoint, Intervene]:
     """Return the whole model with zeros wherever the units that go are stored, and what to put in the place of values as it
     runs: −∞ for their scores where units are weighed against each other. The reference of `shrink`."""
-    inputs = example_inputs(checkpoint, generator=torch.Generator().manual_seed(seed))
-    kept = what_stays(checkpoint, symmetry, keep, walk(checkpoint, inputs))
+    kept = Labels.of(checkpoint, symmetry, seed=seed).what_stays(keep)
     return checkpoint.with_tensors(_zeroed(checkpoint, kept)), left_out(checkpoint.graph, kept)
 
 
 def _rewrite(checkpoint: Checkpoint, symmetry: Symmetry, kept: Kept, inputs: Mapping[str, torch.Tensor]) -> Smaller:
     """Return the graph with all constants rewritten, its values observed on the meta device."""
     graph = checkpoint.graph
-    metas: dict[str, Any] = {name: _cut(checkpoint.meta(key), kept, key) for name, key in graph.tensors.items()}
+    metas: dict[str, Any] = {name: kept.cut(checkpoint.meta(key), key) for name, key in graph.tensors.items()}
     metas |= {i.name: inputs[i.name].to("meta") for i in graph.inputs}
     varying = set(metas)
     contents: dict[str, Any] = {name: checkpoint.constants[key] for name, key in graph.constants.items()}
     metas |= {name: value.to("meta") for name, value in contents.items()}
-    smaller = Smaller(kept, observe(checkpoint, inputs), _driven(graph), symmetry.carried, metas, contents, varying)
+    smaller = Smaller(kept, observe(checkpoint, inputs), driven_by_inputs(graph), symmetry.carried, metas, contents, varying)
     for node in graph.nodes:
         if node.op != "getitem" and _touched(node, smaller):
             rewritten(node, smaller, find_rewrite(node.op))
@@ -107,7 +125,7 @@ def _check_outputs(graph: Graph, smaller: Smaller) -> None:
         assert ref is None or smaller.metas[ref.name].shape == smaller.before.metas[ref.name].shape, ref
 
 
-def _driven(graph: Graph) -> frozenset[str]:
+def driven_by_inputs(graph: Graph) -> frozenset[str]:
     """Return the values that depend on the model's inputs."""
     driven = {i.name for i in graph.inputs}
     for node in graph.nodes:
@@ -123,11 +141,11 @@ def _smaller_checkpoint(checkpoint: Checkpoint, kept: Kept, smaller: Smaller) ->
     read = {name for node in smaller.nodes for name in node.refs()} | {ref.name for ref in graph.outputs if ref is not None}
     made = replace(graph, nodes=tuple(smaller.nodes), constants={name: key for name, key in named.items() if name in read})
     return replace(checkpoint, graph=made, constants={key: constants[key] for key in made.constants.values()},
-                   tensors=_each(checkpoint, lambda key, tensor: _cut(tensor, kept, key)))
+                   tensors=_each(checkpoint, lambda key, tensor: kept.cut(tensor, key)))
 
 
 def _zeroed(checkpoint: Checkpoint, kept: Kept) -> Mapping[str, torch.Tensor]:
-    return _each(checkpoint, lambda key, tensor: zeroed(tensor, kept, key))
+    return _each(checkpoint, lambda key, tensor: kept.zeroed(tensor, key))
 
 
 def _each(checkpoint: Checkpoint, change: Callable[[str, torch.Tensor], torch.Tensor]) -> Mapping[str, torch.Tensor]:
@@ -137,25 +155,6 @@ def _each(checkpoint: Checkpoint, change: Callable[[str, torch.Tensor], torch.Te
         return {key: change(key, tensor) for key, tensor in tensors.items()}
     metas = {key: change(key, meta) for key, meta in metas_of(tensors).items()}
     return LazyTensors(metas, lambda key: change(key, tensors[key]))
-
-
-def _cut(tensor: torch.Tensor, kept: Kept, key: str) -> torch.Tensor:
-    """Return a stored tensor with the positions that stay, on the meta device too."""
-    for axis in range(tensor.ndim):
-        positions = kept.stored(key, axis)
-        if positions is not None:
-            tensor = tensor.index_select(axis, torch.from_numpy(positions).to(tensor.device))
-    return tensor
-
-
-def zeroed(tensor: torch.Tensor, kept: Kept, key: str) -> torch.Tensor:
-    """Return a stored tensor with zeros at the positions that go."""
-    for axis in range(tensor.ndim):
-        positions = kept.stored(key, axis)
-        if positions is not None and tensor.device.type != "meta":
-            gone = torch.from_numpy(np.setdiff1d(np.arange(tensor.shape[axis]), positions))
-            tensor = tensor.index_fill(axis, gone, 0)
-    return tensor
 
 
 def left_out(graph: Graph, kept: Kept) -> Intervene:

@@ -1,0 +1,157 @@
+"""Nested groups: heads and what is inside them, key–value groups, experts; each level by itself and both at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+from cipm.allocation import even
+from cipm.load.checkpoint import Checkpoint
+from cipm.pruning import Curve, masked, shrink
+from cipm.pruning.consumers import consumed, consumers
+from cipm.pruning.counts import flop_count, parameter_count
+from cipm.pruning.kept import Labels
+from cipm.pruning.masking import find_region
+from cipm.pruning.network import group_curves, prunable
+from cipm.pruning.sequence import Rows, read_moments, refit
+from cipm.pruning.shrink import left_out
+from cipm.pruning.work import work
+from cipm.symmetry import Symmetry, SymmetryGroup, compare, discover_groups, example_inputs, prove
+from cipm.testing.networks import NETWORKS, as_checkpoint
+from cipm.trace import run
+
+NESTED = ["multi_head", "llama_rotary", "mixture_of_experts", "mixture_in_one_layer"]
+
+
+@dataclass(frozen=True)
+class Known:
+    """A network with its groups, curves and the rows they come from."""
+
+    checkpoint: Checkpoint
+    symmetry: Symmetry
+    labels: Labels
+    groups: dict[str, SymmetryGroup]
+    reasons: dict[str, str]
+    curves: dict[str, Curve]
+    rows: Rows
+
+
+@cache
+def known(name: str) -> Known:
+    checkpoint = as_checkpoint(NETWORKS[name].make(), NETWORKS[name].example())
+    symmetry = prove(checkpoint, discover_groups(checkpoint), draws=1)
+    generator = torch.Generator().manual_seed(0)
+    labels = Labels.of(checkpoint, symmetry)
+    found = consumers(checkpoint, symmetry)
+    groups, reasons = prunable(symmetry, found, labels=labels)
+    rows = [example_inputs(checkpoint, generator=generator, sizes=(60, 8)) for _ in range(2)]
+    curves = group_curves(checkpoint, found, groups, read_moments(checkpoint, found, rows), labels=labels, rows=rows)
+    return Known(checkpoint, symmetry, labels, groups, reasons, curves, rows)
+
+
+def of_kind(one: Known, kind: str) -> SymmetryGroup:
+    return next(group for group in one.groups.values() if group.kind == kind)
+
+
+def some(one: Known, share: float) -> dict[str, int]:
+    """Return about this share of every group, at both levels; two experts at least, because the routers choose two."""
+    return {name: min(max(2, round(group.size // group.blocks * share)), group.size // group.blocks) * group.blocks
+            for name, group in one.groups.items()}
+
+
+@pytest.mark.parametrize("name", NESTED)
+@pytest.mark.parametrize("share", [0.7, 0.4])
+def test_both_levels_at_once_give_what_the_masked_and_refitted_model_computes(name, share):
+    one, sizes = known(name), some(known(name), share)
+    keep = {group: one.curves[group].kept(size) for group, size in sizes.items()}
+    kept = one.labels.what_stays(keep)
+    made, _ = refit(one.checkpoint, one.symmetry, kept, one.rows)
+    small = shrink(made, one.symmetry, keep).checkpoint
+    inputs = example_inputs(made, generator=torch.Generator().manual_seed(9), sizes=(4, 7))
+    reference = run(made.graph, made.tensors, made.constants, inputs, dtype=torch.float64, intervene=left_out(made.graph, kept))
+    assert compare(reference, run(small.graph, small.tensors, small.constants, inputs, dtype=torch.float64))[1] <= 1e-10
+    assert parameter_count(one.checkpoint, one.symmetry)(sizes) == pytest.approx(small.parameters, abs=1e-6)
+    weights, rest = work(small, inputs)
+    assert flop_count(one.labels, inputs)(sizes) == pytest.approx(sum(weights.values()) + rest)
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_all_units_of_all_levels_are_the_checkpoint_itself(name):
+    one = known(name)
+    keep = {group: range(known.size) for group, known in one.groups.items()}
+    made, notes = refit(one.checkpoint, one.symmetry, one.labels.what_stays(keep), one.rows)
+    assert made is one.checkpoint and notes == () and shrink(made, one.symmetry, keep).checkpoint is one.checkpoint
+
+
+def test_what_nests_is_named_and_even_sizes_count_it_once():
+    one = known("multi_head")
+    heads, units = of_kind(one, "heads"), one.groups["blocks.0.attention.value.units"]
+    assert units.parent == heads.name and not one.reasons
+    assert even(one.groups, 0.5)[heads.name] == heads.size and even(one.groups, 0.5)[units.name] == 8
+    assert even({heads.name: heads}, 0.5) == {heads.name: 2}
+
+
+def test_a_head_costs_what_its_consumer_loses_when_the_others_take_over():
+    one = known("multi_head")
+    heads, weight = of_kind(one, "heads"), one.checkpoint.tensors["blocks.0.attention.out.weight"].detach().double().numpy()
+    curve, seen = one.curves[heads.name], []
+    for batch in one.rows:
+        run(one.checkpoint.graph, one.checkpoint.tensors, one.checkpoint.constants, batch,
+            observe={heads.taps[0].value: lambda value: seen.append(value.detach().reshape(-1, 20).double().numpy())})
+    x = np.concatenate(seen)
+    x = x - x.mean(0)
+    for size in (3, 2, 1):
+        columns = heads.taps[0].index[curve.kept(size)].ravel()
+        left = x @ weight.T - x[:, columns] @ np.linalg.lstsq(x[:, columns], x @ weight.T, rcond=None)[0]
+        assert curve.cost[size] == pytest.approx(np.square(left).sum(1).mean(), rel=5e-3)
+    assert curve.cost[4] == 0
+
+
+@pytest.mark.parametrize(("name", "at"), [("blocks.0.second.up", "add_138"), ("blocks.0.second.up.", "add_138"),
+                                          ("blocks.0.attention.query.units", "add_68")])
+def test_what_no_weight_reads_is_masked_and_the_change_measured(name, at):
+    one = known("mixture_of_experts")
+    found = consumers(one.checkpoint, one.symmetry)
+    group = next(g for g in one.groups.values() if g.name == name or name.endswith(".") and g.name.startswith(name))
+    curve, join = one.curves[group.name], find_region(one.labels, group).join
+    assert not consumed(found, group.name) and join == at
+    assert curve.cost[-1] == 0 and (np.diff(curve.cost) <= 0).all() and "by masking them, on 120 rows" in curve.notes[0]
+    size = group.size - group.blocks
+    model, masks = masked(one.checkpoint, one.symmetry, {group.name: curve.kept(size)})
+    change = 0.0
+    for batch in one.rows:
+        values: list[torch.Tensor] = []
+        for made, intervene in ((one.checkpoint, {}), (model, masks)):
+            run(made.graph, made.tensors, made.constants, batch, observe={join: values.append}, intervene=intervene)
+        change += float((values[0] - values[1]).double().square().sum())
+    assert curve.cost[size] == pytest.approx(change / 120, rel=1e-5)
+
+
+def test_the_expert_whose_absence_changes_least_goes_first_and_the_others_are_chosen_instead():
+    one = known("mixture_of_experts")
+    experts = of_kind(one, "experts")
+    join = find_region(one.labels, experts).join
+
+    def values(keep: list[int]) -> torch.Tensor:
+        model, masks = masked(one.checkpoint, one.symmetry, {experts.name: keep})
+        seen: list[torch.Tensor] = []
+        for batch in one.rows:
+            run(model.graph, model.tensors, model.constants, batch, observe={join: seen.append}, intervene=masks)
+        return torch.cat(seen)
+
+    everyone = list(range(experts.size))
+    changes = [float((values([e for e in everyone if e != gone]) - values(everyone)).square().sum()) for gone in everyone]
+    assert one.curves[experts.name].removal_order[0] == int(np.argmin(changes))
+
+
+def test_groups_that_the_graph_cannot_lose_are_named_with_the_reason():
+    checkpoint = as_checkpoint(NETWORKS["unet_group_norm"].make(), NETWORKS["unet_group_norm"].example())
+    symmetry = prove(checkpoint, discover_groups(checkpoint), draws=1)
+    groups, reasons = prunable(symmetry, consumers(checkpoint, symmetry), labels=Labels.of(checkpoint, symmetry))
+    assert "the statistics of each group are taken over these units" in reasons["down.0.0.0.units"]
+    assert {group.kind for group in groups.values()} == {"channel groups", "channels"}
+    assert even(groups, 0.5)["down.0.0.0.heads"] == 2
