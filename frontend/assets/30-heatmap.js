@@ -30,6 +30,8 @@
       this.ids = raw.ids || null;
       this.modules = raw.modules && raw.modules.some((module) => module >= 0) ? raw.modules : null;
     }
+    get units() { return this.ids ? (this.count = this.count || new Set(this.ids).size) : this.size; }
+    unit(position) { return this.ids ? this.ids[position] : Math.floor(position / this.blocks); }
     label(position) { return String(this.ids ? this.ids[position] : position); }
     part(position) { return this.blocks > 1 ? position % this.blocks : null; }
     module(position) { return this.modules ? this.modules[position] : -1; }
@@ -80,6 +82,8 @@
       this.caption = el("span", { class: "hm-caption" });
       this.detail = el("span", { class: "hm-detail" });
       this.readout = el("div", { class: "hm-readout" });
+      this.legend = el("div", { class: "hm-marks" });
+      this.marks = new cipm.Marks(this.legend, () => this.schedule());
       this.bar = el("canvas", { class: "hm-bar", width: 256, height: 1, "aria-hidden": "true" });
       this.low = el("span", {}); this.high = el("span", {});
       this.slider = el("input", { type: "range", class: "hm-range", min: "0", max: "100", step: "1", "aria-label": "Range of the colours",
@@ -88,7 +92,7 @@
       this.summary = el("p", { class: "visually-hidden", id: `${this.props.id}-summary` });
       this.stage.setAttribute("aria-describedby", this.summary.id);
       this.node.classList.add("cipm-heatmap");
-      this.node.replaceChildren(el("div", { class: "hm-head" }, this.caption, this.detail), this.stage,
+      this.node.replaceChildren(el("div", { class: "hm-head" }, this.caption, this.legend, this.detail), this.stage,
         el("div", { class: "hm-foot" }, this.readout,
           el("div", { class: "hm-scale" }, this.low, el("span", { class: "hm-bars" }, this.bar, this.slider), this.high)),
         this.summary);
@@ -122,6 +126,7 @@
     async refresh() {
       this.node.hidden = !this.shown;
       if (!this.shown) return;
+      this.marks.refresh(this.props);
       const stat = cipm.view.values.stat === "maxabs" ? "maxabs" : "mean";
       const address = `${this.props.src}?${this.query}`, wanted = `${address}|${stat}`;
       if (this.wanted === wanted) { this.schedule(); return; }
@@ -245,6 +250,7 @@
       const table = cipm.colourTable(this.limit / (this.meta.scale || 1), cipm.scheme());
       let complete = true;
       for (const tile of wanted) complete = this.drawTile(context, g, tile, table) && complete;
+      this.marks.draw(context, g, this.rows, this.cols);
       context.restore();
       this.drawAxis(context, g, true); this.drawAxis(context, g, false);
       context.strokeStyle = this.ink.line; context.lineWidth = 1;

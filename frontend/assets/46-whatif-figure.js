@@ -32,7 +32,8 @@
     show(units) { this.dot.setAttribute("cx", this.x(units).toFixed(1)); this.dot.setAttribute("cy", this.y(units).toFixed(1)); }
   }
 
-  /* Loss against size. `front`: choices; `points`: whole networks that were measured, [{count, rise, words}]. */
+  /* Loss against size. `front`: choices; `free`: those without locks, which set the scale; `points`: whole networks that were
+     measured, [{count, rise, words}]. */
   class Figure {
     constructor(node, choose) {
       this.node = node; this.choose = choose;
@@ -50,30 +51,34 @@
     /* The part that stays while a slider moves. */
     draw(data) {
       this.data = data;
-      const width = Math.max(260, this.node.clientWidth || 420), height = 300, { whatif, kind, by, front } = data;
+      const width = Math.max(260, this.node.clientWidth || 420), height = 300, { whatif, kind, by, front, free } = data;
       this.size = [width, height];
       this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
       this.svg.setAttribute("height", height);
-      this.line = front.map((choice) => ({ choice, x: choice.count, rise: whatif.rise(kind, choice.sizes) }));
-      const rises = [...this.line.map((point) => point.rise), ...data.points.map((point) => point.rise)].filter((rise) => rise > 0);
+      const drawn = (choices) => choices.map((choice) => ({ choice, x: choice.count, rise: whatif.rise(kind, choice.sizes) }));
+      this.line = drawn(front);
+      const unlocked = front === free ? this.line : drawn(free);
+      const rises = [...unlocked.map((point) => point.rise), ...data.points.map((point) => point.rise)].filter((rise) => rise > 0);
       const high = rises.length ? Math.max(...rises) : 1, band = (whatif.session.band || {})[kind];
       this.top = Math.log10(high * (band ? band.p90 : 1.2));
       this.bottom = Math.max(this.top - DECADES, Math.log10(Math.max(1e-12, Math.min(...rises, high))) - 0.2);
       if (this.top - this.bottom < 1) this.bottom = this.top - 1;
-      const whole = front[0].count, least = front.at(-1).count, pad = 0.02 * (whole - least || whole);
+      const whole = free[0].count, least = free.at(-1).count, pad = 0.02 * (whole - least || whole);
       this.low = least - pad; this.high = whole + pad;
       this.moving = svg("g", {}); this.cursor = svg("g", {});
-      this.svg.replaceChildren(this.axes(by, kind), ...this.bands(band), svg("path", { class: "wi-front", d: path(this.line.map((p) => [this.x(p.x), this.y(p.rise)])) }),
+      this.svg.replaceChildren(this.axes(by, kind), ...this.bands(band), front === free ? "" : svg("path", { class: "wi-front wi-free", d: this.path(unlocked) }),
+        svg("path", { class: "wi-front", d: this.path(this.line) }),
         ...data.points.map((point) => this.mark("wi-known", point)), this.cursor, this.moving);
       this.svg.setAttribute("aria-label", `Predicted rise of ${data.words} against ${by}, from the whole model to the smallest.`);
     }
+    path(points) { return path(points.map((point) => [this.x(point.x), this.y(point.rise)])); }
     x(count) { return LEFT + ((count - this.low) / (this.high - this.low)) * (this.size[0] - LEFT - RIGHT); }
     y(rise) {
       const share = rise > 0 ? (Math.log10(rise) - this.bottom) / (this.top - this.bottom) : 0;
       return this.size[1] - BOTTOM - Math.min(1, Math.max(0, share)) * (this.size[1] - TOP - BOTTOM);
     }
     axes(by, kind) {
-      const group = svg("g", { class: "wi-axes" }), [width, height] = this.size, whole = this.data.front[0].count;
+      const group = svg("g", { class: "wi-axes" }), [width, height] = this.size, whole = this.data.free[0].count;
       for (let decade = Math.ceil(this.bottom); decade <= this.top; decade += 1) {
         const y = this.y(10 ** decade);
         group.append(svg("line", { x1: LEFT, x2: width - RIGHT, y1: y, y2: y }), svg("text", { x: LEFT - 6, y: y + 3.5, "text-anchor": "end" }, power(decade)));

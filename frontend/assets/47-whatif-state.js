@@ -11,7 +11,6 @@
       const fronts = whatif.session.fronts;
       this.walks = ["parameters", "flops"].filter((name) => (fronts[name] || []).length);
       this.fronts = new Map(this.walks.map((name) => [`${name}|`, whatif.front(fronts[name])]));
-      this.write = cipm.debounce(200, () => this.toAddress());
       this.fromAddress(cipm.view.values);
     }
 
@@ -24,16 +23,15 @@
       this.resting = this.snapshot();
     }
     get encoded() { return { sizes: this.whatif.encode(this.sizes), locked: this.whatif.encodeLocks(this.locked) }; }
-    toAddress() { cipm.view.patch(this.encoded, false); }
-    /* Follow the address where it was changed by something else (back, a link). */
-    addressed(values) {
-      const { sizes, locked } = this.encoded;
-      const same = (values.sizes || "") === sizes && (values.locked || "") === locked;
-      const drawn = [this.by, this.kind].join(), kept = [this.sizes, this.locked, this.resting];
+    /* Follow the address where it was changed by something else (back, a control, a link). */
+    addressed(values, before) {
+      const { sizes, locked } = this.encoded, changed = ["sizes", "locked"].some((name) => values[name] !== before[name]);
+      const other = changed && ((values.sizes || "") !== sizes || (values.locked || "") !== locked);
+      const kept = [this.sizes, this.locked, this.resting], drawn = [this.by, this.kind].join();
       this.fromAddress(values);
-      if (same) [this.sizes, this.locked, this.resting] = kept;
-      else this.changed("rest");
-      if (drawn !== [this.by, this.kind].join() || !same) this.fetch();
+      if (other) this.changed("rest");
+      else [this.sizes, this.locked, this.resting] = kept;
+      if (other || drawn !== [this.by, this.kind].join()) this.fetch();
     }
 
     /* ---------- changes ---------- */
@@ -61,7 +59,7 @@
       this.future = [];
       this.settle();
     }
-    settle() { this.resting = this.snapshot(); this.write(); this.fetch(); this.changed("rest"); }
+    settle() { this.resting = this.snapshot(); cipm.view.patch(this.encoded, false); this.fetch(); this.changed("rest"); }
     undo() { this.shift(this.past, this.future); }
     redo() { this.shift(this.future, this.past); }
     shift(from, to) {
@@ -73,7 +71,8 @@
 
     /* ---------- the model's slider: along the front, locked groups as they are ---------- */
     get key() { return [...this.locked].map((at) => `${at}:${this.sizes[at]}`).join(); }
-    get front() { return this.fronts.get(`${this.by}|${this.key}`) || this.fronts.get(`${this.by}|`); }
+    get free() { return this.fronts.get(`${this.by}|`); }
+    get front() { return this.fronts.get(`${this.by}|${this.key}`) || this.free; }
     held(sizes) { return sizes.map((units, at) => (this.locked.has(at) ? this.sizes[at] : units)); }
     get range() { const { front } = this; return [front.at(-1).count, front[0].count]; }
     /* The slider's place, 0 the smallest and 1,000 the whole of what is not locked. */

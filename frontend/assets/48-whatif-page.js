@@ -6,15 +6,16 @@
   const COUNTS = { parameters: "Parameters", flops: "FLOPs of one row", bytes: "Memory of the weights" };
   const LOSSES = { cross_entropy: "Cross-entropy", mean_squared_error: "Mean squared error", kl_to_original: "KL to the original", relative_error: "Relative error of the outputs" };
   const put = (node, text) => { if (node.textContent !== text) node.textContent = text; };
+  const fill = (cell, text) => { put(cell, text); cell.classList.toggle("wi-none", text === DASH); };
   const button = (text, title, action) => el("button", { type: "button", class: "cipm-button", title, onclick: action }, text);
   const known = (value) => value !== null && value !== undefined;
 
   class WhatIfSession {
     constructor(node, props) {
-      this.node = node; this.props = props; this.node.classList.add("wi"); this.moves = [];
+      this.node = node; this.props = props; this.node.classList.add("wi"); this.moves = node.moves = [];
       this.onKey = (event) => this.key(event);
       document.addEventListener("keydown", this.onKey);
-      this.undone = [cipm.view.subscribe((values) => this.addressed(values)), () => document.removeEventListener("keydown", this.onKey)];
+      this.undone = [cipm.view.subscribe((values, before) => this.addressed(values, before)), () => document.removeEventListener("keydown", this.onKey)];
       this.load();
     }
     update(props) { this.props = props; }
@@ -180,7 +181,7 @@
       const notes = [group.blocks > 1 ? `${group.kind}, in ${group.blocks} blocks` : group.kind, group.level ? `inside ${group.level}` : null].filter(Boolean).join(", ");
       row.node = el("tr", { "data-group": group.name, "data-locked": "false" }, el("td", { class: "wi-lock-cell" }, row.lock),
         el("th", { scope: "row", class: group.level ? "wi-inner" : "", title: (group.notes || []).join(" ") }, row.link, el("span", { class: "wi-kind" }, notes)),
-        el("td", { class: "wi-slide" }, row.slider), row.kept, el("td", {}, row.thumb.node), row.saves, row.other);
+        el("td", { class: "wi-slide" }, row.slider), row.kept, el("td", { class: "wi-thumb-cell" }, row.thumb.node), row.saves, row.other);
       return row;
     }
 
@@ -192,7 +193,7 @@
       const kind = this.seg("What is drawn", Object.fromEntries(this.whatif.kinds.map((name) => [name, words[name]])), this.state.kind, (value) => cipm.view.patch({ draw: value === this.whatif.kinds[0] ? null : value }, false));
       const key = (name, text) => el("li", {}, el("span", { class: `wi-key ${name}` }), text);
       return el("section", { "aria-label": "Loss against size" }, el("div", { class: "wi-head" }, el("h2", {}, "Loss against size"), this.whatif.kinds.length > 1 ? kind : null), place,
-        el("ul", { class: "wi-keys" }, key("front", "best choice at each size"), (this.whatif.session.band || {})[this.whatif.kinds[0]] ? key("band", "half, 9 of 10 within") : null, key("known", "measured networks"), key("predicted", "this, predicted"), key("measured", "this, measured")));
+        el("ul", { class: "wi-keys" }, key("front", "best choice at each size"), (this.whatif.session.band || {})[this.whatif.kinds[0]] ? key("band", "error band: half, 9 of 10") : null, key("known", "measured networks"), key("predicted", "this, predicted"), key("measured", "this, measured")));
     }
     buildAdvice() {
       const found = (this.whatif.session.advice || []).filter((row) => row.keep);
@@ -234,7 +235,6 @@
       this.node.getBoundingClientRect();
       this.moves.push(performance.now() - start);
       this.moves.splice(0, this.moves.length - 500);
-      this.node.dataset.moves = this.moves.map((took) => took.toFixed(1)).join(" ");
     }
     stepWalk(event) {
       const by = { ArrowLeft: 1, ArrowDown: 1, ArrowRight: -1, ArrowUp: -1 }[event.key];
@@ -250,9 +250,9 @@
       event.preventDefault();
       if (event.shiftKey) this.state.redo(); else this.state.undo();
     }
-    addressed(values) {
+    addressed(values, before) {
       if (!this.rows || this.gone) return;
-      this.state.addressed(values);
+      this.state.addressed(values, before);
       this.saved.compare(values.compare);
     }
     paint() {
@@ -289,12 +289,12 @@
         const value = source.loss && pick(source.loss);
         return Array.isArray(value) ? value.map(Math.exp) : known(value) ? Math.exp(value) : value;
       };
-      put(guess, words(of(predicted, (entry) => entry.value)));
+      fill(guess, words(of(predicted, (entry) => entry.value)));
       const band = of(predicted, (entry) => entry.range);
-      put(range, band ? `${words(band[0])} \u2013 ${words(band[1])}` : DASH);
-      put(found, measured ? words(this.measuredValue(measured, name)) : DASH);
+      fill(range, band ? `${words(band[0])} \u2013 ${words(band[1])}` : DASH);
+      fill(found, measured ? words(this.measuredValue(measured, name)) : DASH);
       if (!this.beside) { put(other, ""); return; }
-      const there = this.measuring.of(this.beside.sizes), guessed = of(whatifOf(this, this.beside), (entry) => entry.value);
+      const there = this.measuring.of(this.beside.sizes), guessed = of(this.whatif.predicted(this.beside.sizes), (entry) => entry.value);
       put(other, there ? words(this.measuredValue(there, name)) : known(guessed) ? `${words(guessed)} predicted` : DASH);
     }
     measuredValue(measured, name) { return name === "perplexity" && !known(measured.perplexity) ? Math.exp(measured.loss) : measured[name]; }
@@ -334,7 +334,7 @@
     drawFigure() {
       const { whatif, state } = this, { by, kind } = state, base = kind === "loss" ? whatif.session.baseline.loss : 0;
       const tell = ({ choice, rise }) => `${cipm.compact(choice.count)} (${cipm.percent(choice.count / whatif.count(by, whatif.whole))}): ${kind === "kl" ? "KL" : "loss"} ${cipm.short(base + rise)} predicted. Click to go there.`;
-      this.figure.draw({ whatif, kind, by: COUNTS[by].split(" ")[0], front: state.front, words: kind === "kl" ? "KL to the original" : "the loss", tell,
+      this.figure.draw({ whatif, kind, by: COUNTS[by].split(" ")[0], front: state.front, free: state.free, words: kind === "kl" ? "KL to the original" : "the loss", tell,
         points: this.measuring.known().map((sizes) => this.point("wi-known", sizes, this.measuring.of(sizes)[kind] - base, "measured")) });
     }
     point(name, sizes, rise, words) {
@@ -366,6 +366,5 @@
       row.node.scrollIntoView({ block: "center" });
     }
   }
-  const whatifOf = (page, other) => page.whatif.predicted(other.sizes);
   cipm.component("WhatIfSession", WhatIfSession);
 })();
