@@ -17,10 +17,9 @@ from cipm.pipeline.context import Context
 from cipm.pipeline.refitting import Pruned, Refitter
 from cipm.pruning import Curve, calibrate
 from cipm.pruning.consumers import Consumer, consumed
-from cipm.pruning.counts import byte_count, count_of, parameter_count
+from cipm.pruning.counts import byte_count, flop_count, parameter_count
 from cipm.pruning.network import group_curves, prunable
 from cipm.pruning.sequence import Moments, read_moments, refit_alone
-from cipm.pruning.work import work
 from cipm.statistics.plan import MIB
 from cipm.symmetry import SymmetryGroup
 
@@ -56,10 +55,11 @@ class Pruner:
         self.context, self.stage, self.wholes = context, stage, wholes
         self.points: list[Point] = []
         self._points: dict[str, list[tuple[float, float]]] = {}
-        self._found = Refitter(context).consumers
+        known = Refitter(context)
+        self._found, self._labels = known.consumers, known.labels
         self.groups: dict[str, SymmetryGroup]
         self.reasons: dict[str, str]
-        self.groups, self.reasons = prunable(context.symmetry, self._found)
+        self.groups, self.reasons = prunable(context.symmetry, self._found, labels=self._labels)
         self._leave_out_wide()
         if context.probe.used_rows < 4:
             self.reasons |= dict.fromkeys(self.groups, ROWS_NEEDED)
@@ -68,7 +68,7 @@ class Pruner:
     @cached_property
     def refitter(self) -> Refitter:
         """Return what makes networks smaller and measures them."""
-        return Refitter(self.context, len(self.groups) * len(self.shares) + self.wholes)
+        return Refitter(self.context, len(self.groups) * len(self.shares) + self.wholes, labels=self._labels)
 
     @cached_property
     def alone(self) -> dict[str, Alone]:
@@ -78,7 +78,8 @@ class Pruner:
         found: dict[str, Alone] = {}
         for names, readers in self._passes():
             moments = read_moments(self.context.checkpoint, readers, self.refitter.rows)
-            curves = group_curves(self.context.checkpoint, self._found, {name: self.groups[name] for name in names}, moments)
+            curves = group_curves(self.context.checkpoint, self._found, {name: self.groups[name] for name in names}, moments,
+                                  labels=self._labels, rows=self.refitter.rows)
             for name, curve in curves.items():
                 found[name] = Alone(curve, self._measured_alone(name, curve, readers, moments))
                 report(len(found))
@@ -104,8 +105,7 @@ class Pruner:
     def counts(self) -> dict[str, Count]:
         """Return parameters, FLOPs of one row and bytes as functions of what groups keep."""
         checkpoint, symmetry = self.context.checkpoint, self.context.symmetry
-        weights, fixed = work(checkpoint, self.refitter.few_rows)
-        return {"parameters": parameter_count(checkpoint, symmetry), "flops": count_of(checkpoint, symmetry, weights, fixed),
+        return {"parameters": parameter_count(checkpoint, symmetry), "flops": flop_count(self._labels, self.refitter.few_rows),
                 "bytes": byte_count(checkpoint, symmetry)}
 
     @cached_property

@@ -14,11 +14,9 @@ from cipm.load import Checkpoint
 from cipm.pipeline.context import Context, batches, fixed_rows
 from cipm.pipeline.reference import Reference, RowCost, row_cost, rows_of, spread
 from cipm.pruning.consumers import Consumer, consumers
-from cipm.pruning.kept import Kept, what_stays
+from cipm.pruning.kept import Kept, Labels
 from cipm.pruning.sequence import FEWEST_SAMPLES, PER_FEATURE, Rows, refit
 from cipm.pruning.shrink import left_out
-from cipm.symmetry import example_inputs
-from cipm.symmetry.walk import Walk, walk
 
 FIT_ROWS, FEWEST_FIT_ROWS = 2000, 32
 FIT_FLOPS = 4e12
@@ -41,16 +39,14 @@ class Pruned:
 class Refitter:
     """Makes a network smaller and measures it. `points` and `rows` are those of `Reference`."""
 
-    def __init__(self, context: Context, points: int = 1, *, rows: int | None = None):
+    def __init__(self, context: Context, points: int = 1, *, rows: int | None = None, labels: Labels | None = None):
         self.context = context
-        self._asked = points, rows
+        self._asked, self._labels = (points, rows), labels
 
     @cached_property
-    def walked(self) -> Walk:
+    def labels(self) -> Labels:
         """Return the labels that discovery puts on every value."""
-        seed = self.context.options.seed
-        return walk(self.context.checkpoint, example_inputs(self.context.checkpoint,
-                                                            generator=torch.Generator().manual_seed(seed)))
+        return self._labels or Labels.of(self.context.checkpoint, self.context.symmetry, seed=self.context.options.seed)
 
     @cached_property
     def consumers(self) -> tuple[Consumer, ...]:
@@ -114,4 +110,4 @@ class Refitter:
 
     def kept(self, units: Mapping[str, Any]) -> Kept:
         """Return what stays of every stored axis and value."""
-        return what_stays(self.context.checkpoint, self.context.symmetry, units, self.walked)
+        return self.labels.what_stays(units)

@@ -137,6 +137,11 @@ class Labels:
         return cls(checkpoint, symmetry, walked_as_found(checkpoint, symmetry, inputs))
 
     @cached_property
+    def inputs(self) -> Mapping[str, torch.Tensor]:
+        """Return inputs of the shapes on which the labels were walked."""
+        return example_inputs(self.checkpoint, generator=torch.Generator().manual_seed(0))
+
+    @cached_property
     def structure(self) -> Structure:
         """Return the classes of tied labels."""
         return build_structure(self.walked)

@@ -71,21 +71,24 @@ def shrink(checkpoint: Checkpoint, symmetry: Symmetry, keep: Keep, *, locked: Co
 def refusals(labels: Labels, groups: Sequence[SymmetryGroup]) -> dict[str, str]:
     """Return why groups cannot be made smaller in this graph, by name, in words; found by halving, on shapes alone.
 
+    One that can only be made smaller together with another (the layers of an LSTM) is not refused.
     Cost: one run of the graph on the meta device where none is refused, and about two more for each that is and each halving.
     """
     if not groups:
         return {}
-    checkpoint = labels.checkpoint
-    inputs = example_inputs(checkpoint, generator=torch.Generator().manual_seed(0))
     keep = {group.name: [unit for unit in range(group.size) if (unit + 1) % (group.size // group.blocks)] for group in groups}
     try:
-        _rewrite(checkpoint, labels.symmetry, labels.what_stays(keep), inputs)
-    except (UnsupportedModel, OptionError) as error:
+        _rewrite(labels.checkpoint, labels.symmetry, labels.what_stays(keep), labels.inputs)
+    except UnsupportedModel as error:
         if len(groups) == 1:
             return {groups[0].name: error.message}
-        half = len(groups) // 2
-        return refusals(labels, groups[:half]) | refusals(labels, groups[half:])
-    return {}
+    except OptionError:
+        if len(groups) == 1:
+            return {}
+    else:
+        return {}
+    half = len(groups) // 2
+    return refusals(labels, groups[:half]) | refusals(labels, groups[half:])
 
 
 def masked(checkpoint: Checkpoint, symmetry: Symmetry, keep: Keep, *, seed: int = 0) -> tuple[Checkpoint, Intervene]:
