@@ -2,9 +2,10 @@
 
 from cipm.pruning.elimination import Curve, cost_of_order, default_ridge, elimination_curve, quick_curve
 from cipm.pruning.fold import with_refit
+from cipm.pruning.merges import Merges, find_merges
 from cipm.pruning.merging import Duplicate, near_duplicates
 from cipm.pruning.refit import calibrate, reconstruction
 from cipm.pruning.shrink import Shrunk, masked, shrink
 
-__all__ = ["Curve", "Duplicate", "Shrunk", "calibrate", "cost_of_order", "default_ridge", "elimination_curve", "masked",
-           "near_duplicates", "quick_curve", "reconstruction", "shrink", "with_refit"]
+__all__ = ["Curve", "Duplicate", "Merges", "Shrunk", "calibrate", "cost_of_order", "default_ridge", "elimination_curve",
+           "find_merges", "masked", "near_duplicates", "quick_curve", "reconstruction", "shrink", "with_refit"]
