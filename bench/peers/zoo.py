@@ -54,8 +54,8 @@ def subject(family: str) -> Subject:
         return Subject(NETWORKS[family].make(), NETWORKS[family].example())
     entry = by_name(family)
     folder, checkpoint, example = _read(family)
-    return Subject(without_cache(build(entry)), dict(example), Path(folder.name) / "model", checkpoint,
-                   lambda path: without_cache(
+    return Subject(exportable(build(entry)), dict(example), Path(folder.name) / "model", checkpoint,
+                   lambda path: exportable(
         model_class(entry.type, entry.name).from_pretrained(path, dtype=torch.float64)))
 
 
@@ -68,8 +68,11 @@ def _read(family: str) -> tuple[tempfile.TemporaryDirectory, Checkpoint, dict[st
     return folder, checkpoint, example_inputs(checkpoint, generator=torch.Generator().manual_seed(0))
 
 
-def without_cache(model: nn.Module) -> nn.Module:
-    """Return the model told to keep no keys and values, which are no output of its function."""
+def exportable(model: nn.Module) -> nn.Module:
+    """Return the model told to keep no keys and values, which are no output of its function, and to compute its experts by
+    batched products, as transformers' own exports do: other ways are no plain operators, and ONNX cannot hold them."""
+    if getattr(model, "_can_set_experts_implementation", bool)():
+        model.set_experts_implementation("batched_mm")
     for module in model.modules():
         for config in filter(None, (getattr(module, "config", None), getattr(module, "text_config", None))):
             for name in ("use_cache", "use_mems_eval"):

@@ -71,9 +71,11 @@ def op_name(target: str) -> str | None:
 def refusal(target: str) -> UnsupportedModel:
     """Return the error that names an operator we do not run."""
     label = target.removeprefix("torch.ops.")[:120]
+    fix = "Rewrite that layer with standard PyTorch operators and export the model again."
+    if label.startswith("transformers."):
+        fix = "Call model.set_experts_implementation('batched_mm') and export the model again, or upload its Hugging Face folder."
     return UnsupportedModel(f"The model uses the operator {label!r}, which is not among the plain ATen operators that "
-                            "CIPM runs.", where=label, fix="Rewrite that layer with standard PyTorch operators and export the "
-                            "model again.")
+                            "CIPM runs.", where=label, fix=fix)
 
 
 def _allowed(name: str, overload: str) -> bool:

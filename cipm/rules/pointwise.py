@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from cipm.rules.labels import FREE, Axis, Value
+from cipm.rules.labels import FREE, Axis, Coded, Value
 from cipm.rules.registry import Call, pin_codes, rule
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -34,6 +34,17 @@ def pointwise(call: Call) -> list[Axis] | list[list[Axis]]:
 def copies(call: Call) -> list[Axis]:
     """y = x."""
     return list(call["self" if call["self"] is not None else "input"].axes)
+
+
+@rule("remainder.Scalar", codes="read")
+def wrapped(call: Call) -> list[Axis] | Coded:
+    """y = x mod n: the numbers of n units stay what they are (how an index from the end is counted from the start)."""
+    value, divisor = call["self"], call["other"]
+    axes = broadcast(call, [value], len(call.shape))
+    if value.codes is None or divisor == value.codes.size:
+        return Coded(axes, value.codes)
+    pin_codes(call)
+    return axes
 
 
 @rule("copy", "broadcast_tensors")

@@ -260,3 +260,23 @@ def test_two_initialisers_over_the_same_bytes_are_one_tensor(tmp_path: Path) -> 
     checkpoint = load(tmp_path / "folder")
     assert list(checkpoint.tensors) == ["a"] and checkpoint.aliases == {"b": "a"}
     assert difference(checkpoint, tmp_path / "folder" / "m.onnx") <= 1e-6
+
+
+class ChosenExpert(nn.Module):
+    """Every row goes to the experts with the best scores: their matrices are picked by number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.experts = nn.Linear(6, 4), nn.Parameter(torch.randn(4, 6, 5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores, chosen = self.router(x).softmax(-1).topk(2)
+        return (torch.einsum("ri,rkio->rko", x, self.experts[chosen]) * scores[..., None]).sum(1)
+
+
+def test_experts_that_an_index_picks_stay_free(tmp_path: Path) -> None:
+    path = save_onnx(seeded(ChosenExpert, 0), torch.randn(3, 6), tmp_path / "model.onnx", dynamo=True)
+    checkpoint = load(path)
+    symmetry = prove(checkpoint, discover_groups(checkpoint))
+    assert [group.size for group in symmetry.groups] == [4] and symmetry.certificate.passed
+    assert difference(checkpoint, path) <= 1e-5

@@ -18,6 +18,8 @@ def gather(call: Call) -> Result:
     index = call[1]
     if axis == 0 and x.ndim == 2 and x.is_floating_point():
         return F.embedding(index, x)
+    if index.ndim == 0:  # plain indexing would take its number out, which a trace cannot know
+        return x.index_select(axis, index.reshape(1)).squeeze(axis)
     return x[(slice(None),) * axis + (index,)]
 
 
@@ -33,7 +35,8 @@ def _fixed(call: Call, x: torch.Tensor, axis: int, index: torch.Tensor) -> torch
 
 
 def _wrapped(index: torch.Tensor, size: int) -> torch.Tensor:
-    return torch.where(index < 0, index + size, index)
+    """Return the index with −size … −1 as positions from the end; an index into units stays one for discovery."""
+    return torch.remainder(index, size)
 
 
 @operator("GatherElements")
@@ -49,7 +52,7 @@ def gather_nd(call: Call) -> Result:
     x, index, batch = call[0], call[1], call.int("batch_dims", 0)
     if not isinstance(index.shape[-1], int):
         raise call.unsupported("has points of a varying number of coordinates")
-    points = [_wrapped(part, x.shape[batch + i]) for i, part in enumerate(index.unbind(-1))]
+    points = list(index.unbind(-1))
     lead = [torch.arange(x.shape[i]).reshape([-1 if i == j else 1 for j in range(index.ndim - 1)]) for i in range(batch)]
     return x[tuple(lead + points)]
 
@@ -69,8 +72,7 @@ def scatter_elements(call: Call) -> Result:
 def scatter_nd(call: Call) -> Result:
     """x with the elements or slices at points replaced or added to."""
     x, index, how = call[0], call[1], call.one_of("reduction", "none", ("none", "add"))
-    points = [_wrapped(part, x.shape[i]) for i, part in enumerate(index.unbind(-1))]
-    return x.index_put(tuple(points), call[2], accumulate=how == "add")
+    return x.index_put(tuple(index.unbind(-1)), call[2], accumulate=how == "add")
 
 
 @operator("OneHot", host=(1,))
