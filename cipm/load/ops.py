@@ -73,7 +73,7 @@ def refusal(target: str) -> UnsupportedModel:
     label = target.removeprefix("torch.ops.")[:120]
     fix = "Rewrite that layer with standard PyTorch operators and export the model again."
     if label.startswith("transformers."):
-        fix = "Call model.set_experts_implementation('batched_mm') and export the model again, or upload its Hugging Face folder."
+        fix = "Call model.set_experts_implementation('batched_mm') and export again, or upload its Hugging Face folder."
     return UnsupportedModel(f"The model uses the operator {label!r}, which is not among the plain ATen operators that "
                             "CIPM runs.", where=label, fix=fix)
 
