@@ -66,32 +66,61 @@ def attended(step: Step) -> Node:
 
 
 def layer_normed(step: Step) -> Node:
-    """Normalising over units that go changes its statistics; RMS norms alone can be made up for, by a factor."""
+    """Statistics over units that go are taken over as many as before, those that go being zero."""
     x, shape = step["input"], step["normalized_shape"]
-    dims = range(len(step.old(x)) - len(shape), len(step.old(x)))
+    dims = tuple(range(len(step.old(x)) - len(shape), len(step.old(x))))
     if not step.goes(x, dims):
         return step.node
-    if not step.node.op.startswith("aten.rms_norm."):
-        step.refuse("its mean and variance are taken over these units, so that those that stay would change")
     sizes = step.new(x)[dims[0]:]
     share = math.prod(sizes) / math.prod(shape)
-    step.note("An RMS norm over units that go stands between two factors, so that those that stay keep their values.")
-    scaled = step.insert("aten.mul.Tensor", x, share ** 0.5)
-    inner = step.insert("aten.rms_norm.default", scaled, tuple(sizes), step["weight"], step["eps"])
-    return Node(step.node.name, "aten.mul.Tensor", (inner, share ** -0.5))
+    if step.node.op.startswith("aten.rms_norm."):
+        step.note("An RMS norm over units that go stands between two factors, so that those that stay keep their values.")
+        scaled = step.insert("aten.mul.Tensor", x, share ** 0.5)
+        inner = step.insert("aten.rms_norm.default", scaled, tuple(sizes), step["weight"], step["eps"])
+        return Node(step.node.name, "aten.mul.Tensor", (inner, share ** -0.5))
+    if not step.node.op.startswith("aten.layer_norm."):
+        step.refuse("its mean and variance are taken over these units, so that those that stay would change")
+    return _weighted(step, _normalised(step, x, dims, share), step["weight"], step["bias"])
+
+
+def _normalised(step: Step, x: Ref, dims: tuple[int, ...], share: float) -> Ref:
+    """Return x with mean 0 and variance 1 over these axes and the zeros that went; `share` is what stays of them."""
+    step.note("A norm over units that go is written out, with mean and variance over as many as before.")
+    mean = step.insert("aten.mul.Tensor", step.insert("aten.mean.dim", x, dims, True), share)
+    centred = step.insert("aten.sub.Tensor", x, mean)
+    own = step.insert("aten.mean.dim", step.insert("aten.mul.Tensor", centred, centred), dims, True)
+    gone = step.insert("aten.mul.Tensor", step.insert("aten.mul.Tensor", mean, mean), 1 - share)
+    variance = step.insert("aten.add.Tensor", step.insert("aten.mul.Tensor", own, share), gone)
+    eps = 1e-5 if step["eps"] is None else step["eps"]
+    return step.insert("aten.mul.Tensor", centred, step.insert("aten.rsqrt.default",
+                                                               step.insert("aten.add.Tensor", variance, eps)))
+
+
+def _weighted(step: Step, value: Ref, weight: Ref | None, bias: Ref | None) -> Node:
+    """Return the node that ends a norm written out: value × weight + bias."""
+    scaled = step.insert("aten.mul.Tensor", value, weight) if weight is not None else value
+    return Node(step.node.name, "aten.add.Tensor", (scaled, 0.0 if bias is None else bias))
 
 
 def group_normed(step: Step) -> Node:
-    """Whole groups of channels may go; within a group the statistics would change."""
+    """Whole groups of channels may go; within a group statistics are taken over as many channels as before."""
     x, name = step["input"], "num_groups" if step["num_groups"] is not None else "group"
     if not step.goes(x, [1]):
         return step.node
     groups = step[name]
     counts = _groups(step, x, 1, groups)
-    if counts.max() < step.old(x)[1] // groups:
+    whole, left = step.old(x)[1] // groups, int((counts > 0).sum())
+    if counts.max() == whole:
+        return step.changed(**{name: left}, **({"C": int(counts.sum())} if step["C"] is not None else {}))
+    if not step.node.op.startswith("aten.group_norm."):
         step.refuse("the statistics of each group are taken over these units, so that those that stay would change")
-    sizes = {name: int((counts > 0).sum())}
-    return step.changed(**sizes, **({"C": int(counts.sum())} if step["C"] is not None else {}))
+    ndim = len(step.old(x))
+    apart = step.insert("aten.unflatten.int", x, 1, (left, int(counts.max())))
+    value = _normalised(step, apart, tuple(range(2, ndim + 1)), int(counts.max()) / whole)
+    upright = (-1, *(1,) * (ndim - 2))
+    weight, bias = (None if part is None else step.insert("aten.reshape.default", part, upright)
+                    for part in (step["weight"], step["bias"]))
+    return _weighted(step, step.insert("aten.flatten.using_ints", value, 1, 2), weight, bias)
 
 
 def reduced(step: Step) -> Node:

@@ -8,6 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from cipm.allocation import even
 from cipm.load.checkpoint import Checkpoint
@@ -148,10 +149,21 @@ def test_the_expert_whose_absence_changes_least_goes_first_and_the_others_are_ch
     assert one.curves[experts.name].removal_order[0] == int(np.argmin(changes))
 
 
+class Spread(nn.Module):
+    """Units of which the spread is read too, and others that are only read linearly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.one(x).relu()
+        return self.three(self.two(h).relu()) + h.var(1, keepdim=True)
+
+
 def test_groups_that_the_graph_cannot_lose_are_named_with_the_reason():
-    checkpoint = as_checkpoint(NETWORKS["unet_group_norm"].make(), NETWORKS["unet_group_norm"].example())
+    checkpoint = as_checkpoint(Spread().eval(), (torch.zeros(2, 4),))
     symmetry = prove(checkpoint, discover_groups(checkpoint), draws=1)
     groups, reasons = prunable(symmetry, consumers(checkpoint, symmetry), labels=Labels.of(checkpoint, symmetry))
-    assert "the statistics of each group are taken over these units" in reasons["down.0.0.0.units"]
-    assert {group.kind for group in groups.values()} == {"channel groups", "channels"}
-    assert even(groups, 0.5)["down.0.0.0.heads"] == 2
+    assert list(groups) == ["two"] and list(reasons) == ["one"]
+    assert "its var is taken over these units, so that those that stay would change" in reasons["one"]

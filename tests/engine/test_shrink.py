@@ -12,6 +12,8 @@ import torch
 from cipm.errors import OptionError, UnsupportedModel
 from cipm.load.checkpoint import Checkpoint
 from cipm.pruning import masked, shrink
+from cipm.pruning.kept import Labels
+from cipm.pruning.shrink import refusals
 from cipm.symmetry import Symmetry, SymmetryGroup, compare, discover_groups, example_inputs
 from cipm.testing.networks import NETWORKS, as_checkpoint
 from cipm.trace import run
@@ -130,25 +132,21 @@ def test_any_groups_of_a_decoder(seed: int) -> None:
     assert difference(checkpoint, symmetry, keep, shrink(checkpoint, symmetry, keep).checkpoint) <= 1e-10
 
 
-def test_a_norm_over_units_that_go_is_refused_by_name() -> None:
+def test_a_layer_norm_over_units_that_go_is_written_out() -> None:
     checkpoint, symmetry = known("transformer")
     stream = next(group for group in symmetry.groups if group.kind == "residual stream")
-    with pytest.raises(UnsupportedModel) as caught:
-        shrink(checkpoint, symmetry, {stream.name: range(stream.size - 1)})
-    assert caught.value.message == (
-        f"Group {stream.name} cannot be made smaller in this graph, only masked: at aten.layer_norm.default (layer_norm) its "
-        "mean and variance are taken over these units, so that those that stay would change.")
-    assert caught.value.fix == f"Keep all units of {stream.name}, or keep the file whole and mask them."
+    keep = random_keep([stream], 6)
+    small = shrink(checkpoint, symmetry, keep)
+    assert difference(checkpoint, symmetry, keep, small.checkpoint) <= 1e-10
+    assert small.notes == ("A norm over units that go is written out, with mean and variance over as many as before.",)
 
 
-def test_units_of_a_group_norm_are_refused_and_whole_groups_are_not() -> None:
+def test_units_and_whole_groups_of_a_group_norm() -> None:
     checkpoint, symmetry = known("unet_group_norm")
-    inner = next(group for group in symmetry.groups if group.name == "down.0.0.0.units")
-    outer = symmetry.group(inner.parent)
-    with pytest.raises(UnsupportedModel, match="the statistics of each group are taken over these units"):
-        shrink(checkpoint, symmetry, {inner.name: range(0, inner.size, 2)})
-    keep = {outer.name: np.array([0, 3])}
-    assert difference(checkpoint, symmetry, keep, shrink(checkpoint, symmetry, keep).checkpoint) <= 1e-10
+    inner = symmetry.group("down.0.0.0.units")
+    for keep in ({inner.parent: np.array([0, 3])}, {inner.name: np.arange(0, inner.size, 2)},
+                 {inner.parent: np.array([1, 2]), inner.name: np.arange(1, inner.size, 2)}):
+        assert difference(checkpoint, symmetry, keep, shrink(checkpoint, symmetry, keep).checkpoint) <= 1e-10
 
 
 def test_uneven_and_empty_heads_are_refused() -> None:
@@ -187,8 +185,13 @@ def test_what_is_computed_from_weights_of_units_that_go_is_refused() -> None:
     checkpoint = as_checkpoint(Norms(), (torch.zeros(2, 4),))
     symmetry = discover_groups(checkpoint)
     group, = symmetry.groups
-    with pytest.raises(UnsupportedModel, match="it is computed from the weights of the units that go|its var is taken over"):
+    with pytest.raises(UnsupportedModel) as caught:
         shrink(checkpoint, symmetry, {group.name: [0, 1, 2]})
+    assert caught.value.message == (
+        "Group one cannot be made smaller in this graph, only masked: at aten.linalg_vector_norm.default (linalg_vector_norm) "
+        "it is computed from the weights of the units that go.")
+    assert caught.value.fix == "Keep all units of one, or keep the file whole and mask them."
+    assert refusals(Labels.of(checkpoint, symmetry), [group]) == {"one": caught.value.message}
 
 
 class Padded(torch.nn.Module):
