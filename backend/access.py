@@ -121,11 +121,11 @@ def visible(session: Session, analysis_id: str) -> Analysis:
     return analysis
 
 
-def owned_job(session: Session, job_id: str, caller: Caller, kind: str) -> Job:
-    """Return a job of one kind on an analysis of the caller's. Raises NotFound, in the same words for another's."""
+def owned_job(session: Session, job_id: str, caller: Caller, *kinds: str) -> Job:
+    """Return a job of these kinds on an analysis of the caller's. Raises NotFound, in the same words for another's."""
     job = session.get(Job, job_id)
-    if job is None or job.kind != kind or not _owns(session, job.analysis_id, caller):
-        raise NotFound(f"There is no such {kind}, or it is not yours.")
+    if job is None or job.kind not in kinds or not _owns(session, job.analysis_id, caller):
+        raise NotFound(f"There is no such {kinds[0]}, or it is not yours.")
     return job
 
 

@@ -7,10 +7,12 @@ from pathlib import PurePath
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from backend.schemas import Analysis, Export, Job, Measurement, Problem, Source, Stage
+from backend.schemas import Analysis, Export, Job, Problem, Source, Stage
 from backend.store.models import Analysis as AnalysisRow
 from backend.store.models import Job as JobRow
+from backend.store.models import WhatIf as WhatIfRow
 from backend.store.shards import is_divided
+from backend.whatif_schemas import Measurement, WhatIf
 from cipm.errors import NotFound
 
 
@@ -31,9 +33,9 @@ def chosen_job(session: Session, analysis_id: str, job_id: str | None) -> JobRow
     return job
 
 
-def jobs_of(session: Session, analysis_id: str, kind: str) -> list[JobRow]:
-    """Return the jobs of one kind, the newest first."""
-    found = select(JobRow).where(JobRow.analysis_id == analysis_id, JobRow.kind == kind)
+def jobs_of(session: Session, analysis_id: str, *kinds: str) -> list[JobRow]:
+    """Return the jobs of these kinds, the newest first."""
+    found = select(JobRow).where(JobRow.analysis_id == analysis_id, JobRow.kind.in_(kinds))
     return list(session.scalars(found.order_by(JobRow.created.desc(), JobRow.id)))
 
 
@@ -59,20 +61,26 @@ def measurement(row: JobRow) -> Measurement:
     return Measurement(id=row.id, keep=row.request["keep"], job=job(row), result=row.result)
 
 
+def whatif(row: WhatIfRow) -> WhatIf:
+    """Return a named what-if as the API shows one."""
+    return WhatIf(id=row.id, name=row.name, keep=row.keep, locked=row.locked, created=row.created)
+
+
 def export(session: Session, row: JobRow) -> Export:
-    """Return an export as the API shows one; name, size and certificate come with its file."""
-    made = row.result or {}
-    return Export(id=row.id, order=row.request["order"], job=job(row), filename=export_name(session, row),
-                  size=made.get("size"), certificate=made.get("certificate"))
+    """Return an export as the API shows one; name, size, certificate and facts come with its file."""
+    made, asked = row.result or {}, row.request
+    return Export(id=row.id, order=asked.get("order"), keep=asked.get("keep"), form=asked.get("form"), job=job(row),
+                  filename=export_name(session, row), size=made.get("size"), certificate=made.get("certificate"),
+                  facts=made.get("facts"))
 
 
 def export_name(session: Session, row: JobRow) -> str | None:
     """Return what the owner's download is called: after the owner's model, not after whoever exported these contents first."""
-    made = (row.result or {}).get("filename")
-    if made is None:
+    made = row.result or {}
+    if made.get("filename") is None:
         return None
     model = PurePath(session.get_one(AnalysisRow, row.analysis_id).model_name).stem
-    return f"{model}-{row.request['order']}{PurePath(made).suffix}"
+    return f"{model}-{row.request.get('order', 'pruned')}{PurePath(made['filename']).suffix}"
 
 
 def _probe(row: AnalysisRow) -> Source | None:

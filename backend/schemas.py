@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from cipm.options import AnalysisOptions
 
@@ -192,7 +192,7 @@ class Job(Output):
     """One piece of work on a worker."""
 
     id: str
-    kind: Literal["analyze", "export", "measure"]
+    kind: Literal["analyze", "export", "measure", "prune"]
     status: JobStatus
     stage: str | None = Field(description="The stage that runs.")
     stages: list[Stage]
@@ -288,61 +288,38 @@ class SymmetryReport(Output):
     graph: ModelGraph
 
 
-class WhatIfSession(Output):
-    """All that predicts pruning what-ifs; a what-if is {group: units kept}, a group not named stays whole."""
-
-    schema_version: int
-    baseline: dict[str, Any] = Field(description="{loss_kind, loss, accuracy, perplexity, rows} of the whole model.")
-    kinds: list[str] = Field(description="What is predicted; the first is what budgets are spread by.")
-    groups: list[dict[str, Any]] = Field(description="{name, kind, size, blocks, level, removal_order, rises: {KIND: [size + "
-                                                     "1]}, measured, notes}; a group keeps a multiple of its blocks.")
-    unavailable: dict[str, str] = Field(description="Groups that cannot be made smaller, and why.")
-    counts: dict[str, dict[str, Any]] = Field(
-        description="parameters, flops, bytes: {fixed, terms: [[size, [{group: share}]]], unit}; value = fixed + Σ size · Π "
-                    "over axes of (1 − Σ share · (1 − keep/size of the group)).")
-    whole: dict[str, list[tuple[float, float]]] = Field(
-        description="Whole networks measured, rising: [sum of the groups' rises, measured rise].")
-    points: list[dict[str, Any]] = Field(description="{keep, predicted, measured} of whole networks.")
-    band: dict[str, dict[str, Any] | None] = Field(
-        description="{median, p90, points} by kind: factors by which networks that predictions did not know were missed.")
-    fronts: dict[str, list[dict[str, Any]]] = Field(
-        description="By parameters and by flops, from the whole model to the smallest: {keep, count, rises}.")
-    advice: list[dict[str, Any]] = Field(description="{allowed, keep, parameters, measured}: the smallest networks found.")
-    rows: int = Field(description="Held-out rows that everything is measured on.")
-    notes: list[str]
-
-
-class MeasurementCreate(Input):
-    """A pruning what-if to measure."""
-
-    keep: dict[str, int] = Field(max_length=10_000, description="Units to keep of each group; one not named stays whole.")
-
-
-class Measurement(Output):
-    """A measured what-if."""
-
-    id: str
-    keep: dict[str, int]
-    job: Job
-    result: dict[str, Any] | None = Field(
-        description="{keep, loss, kl, agreement, accuracy, perplexity, rows, predicted: {loss, kl}, notes} once measured.")
-
-
 class ExportCreate(Input):
-    """A reorganised checkpoint to write."""
+    """A checkpoint to write: reorganised (`order`), or smaller (`keep`)."""
 
-    order: str = Field(max_length=100)
+    order: str | None = Field(None, max_length=100)
+    keep: dict[str, int] | None = Field(None, max_length=10_000, description="Units to keep of each group; one not named stays "
+                                                                            "whole.")
+    form: Literal["pt2", "onnx", "huggingface", "state_dict"] | None = Field(
+        None, description="Format of a smaller checkpoint; default: the uploaded one. The session lists those that can be.")
+
+    @model_validator(mode="after")
+    def one_wish(self) -> ExportCreate:
+        """Refuse a wish for both, or for none."""
+        if (self.order is None) == (self.keep is None):
+            raise ValueError("give either an order or keep, not both")
+        if self.form is not None and self.keep is None:
+            raise ValueError("a form is chosen for a smaller checkpoint alone")
+        return self
 
 
 class Export(Output):
-    """A reorganised checkpoint in the uploaded format."""
+    """A checkpoint that was written: reorganised in the uploaded format, or smaller."""
 
     id: str
-    order: str
+    order: str | None
+    keep: dict[str, int] | None
+    form: str | None
     job: Job
     filename: str | None
     size: int | None
     certificate: dict[str, Any] | None
+    facts: dict[str, Any] | None = Field(description="Of a smaller one: {parameters, flops, baseline, predicted, measured, "
+                                                     "rows, latency, notes}, as `cipm prune --json` has them.")
 
 
 class Share(Output):

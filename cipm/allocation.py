@@ -14,8 +14,12 @@ import numpy as np
 
 from cipm.errors import OptionError
 
+SESSION_FILE = "session.json"
+"""What stage `whatif` calls the session."""
 STEPS = 64
 """Sizes of a group that are looked at on the way from whole to one unit."""
+FRONT_CHOICES = 96
+"""Most choices of a front that are listed."""
 LEAST_RISE = 1e-9
 """Below this a rise counts as none; its logarithm is still a number."""
 Sizes = Mapping[str, int]
@@ -221,16 +225,21 @@ class Group:
 class Session:
     """What a what-if session predicts with: rises[kind][group] [size + 1] of each group alone, and whole networks measured.
 
-    `kinds` are the losses predicted, the one that budgets are spread by first; whole[kind] holds (sum of the groups' rises,
-    measured rise); `counts` are quantities by name. Made from session.json (docs/design.md), or while it comes to be.
+    `kinds` are the losses predicted, the one that budgets are spread by first; `baseline` is the whole model's loss;
+    orders[group] are its units, removed first first; whole[kind] holds (sum of the groups' rises, measured rise); `counts` are
+    quantities by name, `forms` the formats of smaller checkpoints. Made from session.json (docs/design.md), or while that
+    comes to be.
     """
 
     groups: Mapping[str, Units]
     unavailable: Mapping[str, str]
     kinds: tuple[str, ...]
+    baseline: float
     rises: Mapping[str, Mapping[str, np.ndarray]]
-    whole: Mapping[str, Sequence[tuple[float, float]]]
+    orders: Mapping[str, np.ndarray]
+    whole: Mapping[str, Sequence[Sequence[float]]]
     counts: Mapping[str, Count]
+    forms: Sequence[str] = ()
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Session:
@@ -238,13 +247,18 @@ class Session:
         groups = {group["name"]: Group(group["size"], group["blocks"]) for group in value["groups"]}
         sizes = {name: group.size for name, group in groups.items()}
         rises = {kind: {group["name"]: np.array(group["rises"][kind]) for group in value["groups"]} for kind in value["kinds"]}
-        return Session(groups, value["unavailable"], tuple(value["kinds"]), rises, value["whole"],
-                       {name: Count.from_json(count, sizes) for name, count in value["counts"].items()})
+        orders = {group["name"]: np.array(group["removal_order"]) for group in value["groups"]}
+        counts = {name: Count.from_json(count, sizes) for name, count in value["counts"].items()}
+        return Session(groups, value["unavailable"], tuple(value["kinds"]), value["baseline"]["loss"], rises, orders,
+                       value["whole"], counts, tuple(value["forms"]))
 
-    def checked(self, keep: Mapping[str, object]) -> dict[str, int]:
+    def checked(self, keep: Mapping[str, object], locked: Collection[str] = ()) -> dict[str, int]:
         """Return a what-if without the groups that stay whole, in the groups' order. Raises OptionError where a group is not
-        there, cannot be made smaller, or cannot keep so many units."""
-        self.check_names(keep)
+        there, cannot be made smaller, cannot keep so many units, or is locked and does not stay whole."""
+        self.check_names([*keep, *locked])
+        held = next((name for name in locked if name in keep and keep[name] != self.groups[name].size), None)
+        if held is not None:
+            raise OptionError(f"Group {held} is locked and stays whole; it cannot keep {keep[held]!r} units.", where=held)
         return {name: units for name, group in self.groups.items()
                 if name in keep and (units := checked(name, group, keep[name])) < group.size}
 
@@ -258,6 +272,11 @@ class Session:
                     "no group of this model can be made smaller"
                 raise OptionError(f"There is no group {name!r}; {there}.", where=name)
 
+    def units_kept(self, keep: Sizes) -> dict[str, tuple[int, ...]]:
+        """Return the units that stay of every group that loses any, in index order."""
+        return {name: tuple(np.sort(self.orders[name][self.groups[name].size - units:]).tolist())
+                for name, units in keep.items() if units < self.groups[name].size}
+
     def total(self, kind: str, keep: Sizes) -> float:
         """Return the sum of the groups' rises."""
         return float(sum(self.rises[kind][name][units] for name, units in keep.items()))
@@ -266,6 +285,10 @@ class Session:
         """Return the predicted rise of every kind of loss."""
         return {kind: joined(self.whole.get(kind, ()), self.total(kind, keep)) for kind in self.kinds}
 
+    def losses(self, keep: Sizes) -> dict[str, float]:
+        """Return the predicted KL to the original, where there is one, and the predicted loss itself."""
+        return {kind: rise + (self.baseline if kind == "loss" else 0.0) for kind, rise in self.predicted(keep).items()}
+
     def front(self, count: str, locked: Collection[str] = (), sizes: Sizes | None = None) -> tuple[Choice, ...]:
         """Return the Pareto front of loss against this count, from the whole model to the smallest."""
         if count not in self.counts:
@@ -273,16 +296,24 @@ class Session:
         self.check_names([*locked, *(sizes or {})])
         return front(self.rises[self.kinds[0]], self.counts[count], self.groups, locked=locked, overrides=sizes)
 
-    def front_facts(self, choices: Sequence[Choice]) -> list[dict[str, Any]]:
-        """Return the choices of a front as {keep, count, rises}."""
-        return [{"keep": dict(choice.keep), "count": choice.count, "rises": self.predicted(choice.keep)} for choice in choices]
+    def listed(self, choices: Sequence[Choice]) -> list[dict[str, Any]]:
+        """Return the choices of a front as {keep, count, rises}, at most FRONT_CHOICES."""
+        return [{"keep": dict(choice.keep), "count": choice.count, "rises": self.predicted(choice.keep)}
+                for choice in thinned(choices)]
+
+
+def thinned(choices: Sequence[Choice]) -> tuple[Choice, ...]:
+    """Return at most FRONT_CHOICES of a front, evenly along the count, both ends among them."""
+    counts = -np.array([choice.count for choice in choices])
+    wanted = np.linspace(counts[0], counts[-1], FRONT_CHOICES)
+    return tuple(choices[at] for at in np.unique(np.minimum(np.searchsorted(counts, wanted), len(choices) - 1)))
 
 
 def joined(whole: Iterable[Sequence[float]], total: float) -> float:
     """Return the predicted rise of a network whose groups' rises add up to `total`, through whole networks measured.
 
     `whole` holds (sum, measured rise): straight lines in the logarithms of both, outside them in proportion; without any, the
-    sum itself. A point never counts as less than one of a smaller sum, nor than a thousandth of the largest.
+    sum itself. The points are made to rise first (`rising`).
     """
     points = rising(whole)
     if not points or total <= 0:
@@ -293,8 +324,20 @@ def joined(whole: Iterable[Sequence[float]], total: float) -> float:
 
 
 def rising(whole: Iterable[Sequence[float]]) -> list[list[float]]:
-    """Return the points that predictions go through: by rising sums, their rises positive and never falling."""
-    points = np.array(sorted((s, r) for s, r in whole if s > 0), dtype=float).reshape(-1, 2)
-    least = max(1e-3 * points[:, 1].max(initial=0.0), LEAST_RISE)
-    points[:, 1] = np.maximum.accumulate(np.maximum(points[:, 1], least))
-    return points.tolist()
+    """Return the points that predictions go through: by rising sums, their rises positive and never falling.
+
+    What does not rise is left out, unless nothing does. Where rises fall from one sum to the next, both get their geometric
+    mean, and so on (pool adjacent violators: Ayer et al. 1955, "An empirical distribution function for sampling with incomplete
+    information").
+    """
+    points = sorted((s, r) for s, r in whole if s > 0)
+    points = [(s, r) for s, r in points if r > LEAST_RISE] or [(s, LEAST_RISE) for s, _ in points]
+    pools: list[tuple[float, int]] = []
+    for _, rise in points:
+        level, count = np.log(rise), 1
+        while pools and pools[-1][0] >= level:
+            before, more = pools.pop()
+            level, count = (level * count + before * more) / (count + more), count + more
+        pools.append((level, count))
+    levels = [float(np.exp(level)) for level, count in pools for _ in range(count)]
+    return [[float(s), level] for (s, _), level in zip(points, levels, strict=True)]

@@ -41,6 +41,7 @@ STAGES: dict[str, Stage] = {
                     ("measured_points", "measured_rows", "batch_rows", "statistics_memory", "seed", "device")),
     "view": Stage(4, ("open", "discover", "probe", "collect", "organize", "whatif")),
     "measure": Stage(2, ("open", "discover", "probe", "whatif"), ("batch_rows", "seed", "device"), ("keep",)),
+    "prune": Stage(1, (MODEL, "open", "discover", "probe", "whatif"), ("batch_rows", "seed", "device"), ("keep", "form")),
     "export": Stage(1, (MODEL, "open", "discover", "organize"), (), ("order",)),
 }
 
@@ -50,6 +51,7 @@ CHAINS: dict[str, tuple[str, ...]] = {
     "inspect": ("open", "discover"),
     "analyze": ("open", "discover", "probe", "collect", "organize", "whatif", "view"),
     "measure": ("open", "discover", "probe", "whatif", "measure"),
+    "prune": ("open", "discover", "probe", "whatif", "prune"),
     "export": ("open", "discover", "probe", "collect", "organize", "export"),
 }
 

@@ -219,8 +219,26 @@ class WhatIfSession(TypedDict):
     band: dict[str, Json | None]
     fronts: dict[str, list[Json]]
     advice: list[Json]
+    forms: list[str]
     rows: int
     notes: list[str]
+
+
+class Front(TypedDict):
+    """The choices that lose least for what they save, from the whole model to the smallest."""
+
+    count: str
+    choices: list[Json]
+
+
+class WhatIf(TypedDict):
+    """A named what-if of an analysis."""
+
+    id: str
+    name: str
+    keep: dict[str, int]
+    locked: list[str]
+    created: str
 
 
 class Measurement(TypedDict):
@@ -233,14 +251,17 @@ class Measurement(TypedDict):
 
 
 class Export(TypedDict):
-    """A reorganised checkpoint in the uploaded format."""
+    """A checkpoint that was written: reorganised (`order`) in the uploaded format, or smaller (`keep`, `form`, `facts`)."""
 
     id: str
-    order: str
+    order: str | None
+    keep: dict[str, int] | None
+    form: str | None
     job: Job
     filename: str | None
     size: int | None
     certificate: Json | None
+    facts: Json | None
 
 
 class Share(TypedDict):

@@ -10,7 +10,7 @@ Answers are plain dictionaries whose fields `frontend.api_types` names. Errors c
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any
@@ -21,6 +21,7 @@ import httpx
 from frontend.api_types import (
     Analysis,
     Export,
+    Front,
     Health,
     Job,
     Json,
@@ -35,6 +36,7 @@ from frontend.api_types import (
     TokenMade,
     Upload,
     User,
+    WhatIf,
     WhatIfSession,
 )
 
@@ -182,6 +184,31 @@ class Client:
         """Return the what-if session, which is there before the report is."""
         return await self._read(analysis_id, "/whatif")
 
+    async def front(self, analysis_id: str, count: str = "parameters", locked: Sequence[str] = (),
+                    sizes: Mapping[str, int] | None = None) -> Front:
+        """Return the choices that lose least for what they save, with groups locked or at sizes of one's own."""
+        given = [f"{group}:{units}" for group, units in (sizes or {}).items()]
+        return await self._read(analysis_id, "/whatif/front", count=count, locked=list(locked), size=given)
+
+    async def whatifs(self, analysis_id: str) -> list[WhatIf]:
+        """Return the named what-ifs."""
+        return await self._read(analysis_id, "/whatifs")
+
+    async def save_whatif(self, analysis_id: str, name: str, keep: Mapping[str, int], locked: Sequence[str] = ()) -> WhatIf:
+        """Keep a what-if under a name."""
+        body = {"name": name, "keep": keep, "locked": list(locked)}
+        return await self._call("POST", f"/api/analyses/{_part(analysis_id)}/whatifs", body)
+
+    async def update_whatif(self, analysis_id: str, whatif_id: str, *, name: str | None = None,
+                            keep: Mapping[str, int] | None = None, locked: Sequence[str] | None = None) -> WhatIf:
+        """Change the name, the sizes or the locks of a named what-if."""
+        body = _given(name=name, keep=keep, locked=None if locked is None else list(locked))
+        return await self._call("PATCH", f"/api/analyses/{_part(analysis_id)}/whatifs/{_part(whatif_id)}", body)
+
+    async def delete_whatif(self, analysis_id: str, whatif_id: str) -> None:
+        """Forget a named what-if."""
+        await self._call("DELETE", f"/api/analyses/{_part(analysis_id)}/whatifs/{_part(whatif_id)}")
+
     async def exports(self, analysis_id: str) -> list[Export]:
         """Return the exports of an analysis."""
         return await self._call("GET", f"/api/analyses/{_part(analysis_id)}/exports")
@@ -189,6 +216,10 @@ class Client:
     async def create_export(self, analysis_id: str, order: str) -> Export:
         """Queue an export in one order."""
         return await self._call("POST", f"/api/analyses/{_part(analysis_id)}/exports", {"order": order})
+
+    async def export_pruned(self, analysis_id: str, keep: Mapping[str, int], form: str | None = None) -> Export:
+        """Queue the export of the network with so many units of these groups, in a format that the session lists."""
+        return await self._call("POST", f"/api/analyses/{_part(analysis_id)}/exports", _given(keep=keep, form=form))
 
     async def export(self, export_id: str) -> Export:
         """Return one export."""

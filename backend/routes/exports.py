@@ -1,6 +1,8 @@
-"""Exports: the reorganised checkpoint in the uploaded format."""
+"""Exports: the reorganised checkpoint in the uploaded format, or a smaller one."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse
@@ -11,22 +13,24 @@ from backend.results import check_order
 from backend.routes.files import attachment, sends
 from backend.routes.results import open_view
 from backend.schemas import Export, ExportCreate
-from backend.store import artefacts, jobs
-from cipm.errors import Conflict
+from backend.store import Analysis, Store, artefacts, jobs
+from backend.whatifs import session_of
+from cipm.errors import Conflict, OptionError
 
 router = APIRouter(tags=["exports"])
+EXPORTS = ("export", "prune")
+"""The kinds of jobs that write a checkpoint."""
 
 
-@router.post("/analyses/{analysis_id}/exports", status_code=201, summary="Export a reorganised checkpoint")
+@router.post("/analyses/{analysis_id}/exports", status_code=201, summary="Export a reorganised or smaller checkpoint")
 def create_export(body: ExportCreate, analysis: OwnedDep, request: Request, store: StoreDep) -> Export:
-    """Queue the export in one order; the same order is not exported twice."""
-    check_order(open_view(request, store, analysis.id), body.order)
-    asked = {"order": body.order}
+    """Queue the export in one order, or of the network with so many units of each group; the same is not exported twice."""
+    kind, asked = _order(body.order, analysis, request, store) if body.order is not None else _smaller(body, analysis, store)
     with store.write() as session:
-        for before in describe.jobs_of(session, analysis.id, "export"):
+        for before in describe.jobs_of(session, analysis.id, kind):
             if before.request == asked and before.status in ("queued", "running", "done"):
                 return describe.export(session, before)
-        job = jobs.enqueue(session, analysis, "export", asked)
+        job = jobs.enqueue(session, analysis, kind, asked)
         made = describe.export(session, job)
     store.wake(job.id)
     return made
@@ -36,14 +40,14 @@ def create_export(body: ExportCreate, analysis: OwnedDep, request: Request, stor
 def list_exports(analysis: OwnedDep, store: StoreDep) -> list[Export]:
     """Return the exports of an analysis, the newest first."""
     with store.read() as session:
-        return [describe.export(session, row) for row in describe.jobs_of(session, analysis.id, "export")]
+        return [describe.export(session, row) for row in describe.jobs_of(session, analysis.id, *EXPORTS)]
 
 
 @router.get("/exports/{export_id}", summary="One export")
 def get_export(export_id: str, caller: CallerDep, store: StoreDep) -> Export:
     """Return an export with its job."""
     with store.read() as session:
-        return describe.export(session, owned_job(session, export_id, caller, "export"))
+        return describe.export(session, owned_job(session, export_id, caller, *EXPORTS))
 
 
 @router.get("/exports/{export_id}/file", summary="Download an export", response_class=FileResponse,
@@ -51,8 +55,20 @@ def get_export(export_id: str, caller: CallerDep, store: StoreDep) -> Export:
 def get_export_file(export_id: str, caller: CallerDep, store: StoreDep) -> FileResponse:
     """Send the exported checkpoint. 409 where it is not written yet."""
     with store.read() as session:
-        job = owned_job(session, export_id, caller, "export")
+        job = owned_job(session, export_id, caller, *EXPORTS)
         if job.status != "done" or job.result is None:
             raise Conflict(f"This export is {job.status}; it has no file.", where=export_id)
-        artefact, name = artefacts.of_job(session, job.id, "export"), describe.export_name(session, job)
+        artefact, name = artefacts.of_job(session, job.id, job.kind), describe.export_name(session, job)
     return attachment(artefacts.file(store, artefact, job.result["filename"]), name)
+
+
+def _order(order: str, analysis: Analysis, request: Request, store: Store) -> tuple[str, dict[str, Any]]:
+    check_order(open_view(request, store, analysis.id), order)
+    return "export", {"order": order}
+
+
+def _smaller(body: ExportCreate, analysis: Analysis, store: Store) -> tuple[str, dict[str, Any]]:
+    session = session_of(store, analysis.id)
+    if body.form is not None and body.form not in session.forms:
+        raise OptionError(f"This model cannot be written as {body.form}; it can as {', '.join(session.forms)}.", where="form")
+    return "prune", {"keep": session.checked(body.keep or {}), "form": body.form or session.forms[0]}

@@ -1,15 +1,28 @@
-"""Pruning what-ifs: the session to predict with, and measured ones."""
+"""Pruning what-ifs: the session to predict with, fronts, measured ones, and those kept under a name."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
 
 from backend import describe
 from backend.access import OwnedDep, ReadingDep, StoreDep
-from backend.schemas import Job, Measurement, MeasurementCreate, WhatIfSession
+from backend.schemas import Job
+from backend.store import WhatIf as WhatIfRow
 from backend.store import artefacts, jobs
-from backend.whatifs import SESSION_FILE, session_artefact, session_of
+from backend.whatif_schemas import (
+    Front,
+    Measurement,
+    MeasurementCreate,
+    WhatIf,
+    WhatIfCreate,
+    WhatIfPatch,
+    WhatIfSession,
+)
+from backend.whatifs import named, owned_whatif, room_for_one, session_artefact, session_of, sizes_of
+from cipm.allocation import SESSION_FILE
 
 router = APIRouter(prefix="/analyses", tags=["what-ifs"])
 
@@ -26,6 +39,18 @@ def session(reading: ReadingDep, request: Request, store: StoreDep) -> Response:
     if request.headers.get("if-none-match") == etag:
         return Response(status_code=304, headers=headers)
     return FileResponse(artefacts.file(store, artefact, SESSION_FILE), media_type="application/json", headers=headers)
+
+
+@router.get("/{analysis_id}/whatif/front", summary="The front of a what-if session")
+def front(reading: ReadingDep, store: StoreDep,
+          count: Annotated[str, Query(description="parameters, flops or bytes.", max_length=20)] = "parameters",
+          locked: Annotated[list[str] | None, Query(description="Groups that stay whole.", max_length=10_000)] = None,
+          size: Annotated[list[str] | None, Query(description="Sizes of one's own, as GROUP:UNITS.", max_length=10_000)] = None,
+          ) -> Front:
+    """Return the choices that lose least for what they save, with groups locked or at sizes of one's own."""
+    session = session_of(store, reading.analysis.id)
+    choices = session.listed(session.front(count, locked or (), sizes_of(size or ()))) if session.groups else []
+    return Front(count=count, choices=choices)
 
 
 @router.post("/{analysis_id}/measurements", status_code=201, summary="Measure a what-if")
@@ -46,3 +71,41 @@ def list_measurements(reading: ReadingDep, store: StoreDep) -> list[Measurement]
     """Return the what-ifs that were asked for, the newest first, with results where they are measured."""
     with store.read() as session:
         return [describe.measurement(row) for row in describe.jobs_of(session, reading.analysis.id, "measure")]
+
+
+@router.get("/{analysis_id}/whatifs", summary="Named what-ifs")
+def list_whatifs(reading: ReadingDep, store: StoreDep) -> list[WhatIf]:
+    """Return the what-ifs that were kept, the newest first."""
+    with store.read() as session:
+        return [describe.whatif(row) for row in named(session, reading.analysis.id)]
+
+
+@router.post("/{analysis_id}/whatifs", status_code=201, summary="Keep a what-if")
+def create_whatif(body: WhatIfCreate, analysis: OwnedDep, store: StoreDep) -> WhatIf:
+    """Keep a what-if under a name; at most 200 of an analysis."""
+    keep = session_of(store, analysis.id).checked(body.keep, body.locked)
+    with store.write() as session:
+        room_for_one(session, analysis.id)
+        row = WhatIfRow(analysis_id=analysis.id, name=body.name, keep=keep, locked=body.locked)
+        session.add(row)
+        session.flush()
+        return describe.whatif(row)
+
+
+@router.patch("/{analysis_id}/whatifs/{whatif_id}", summary="Change a named what-if")
+def patch_whatif(whatif_id: str, body: WhatIfPatch, analysis: OwnedDep, store: StoreDep) -> WhatIf:
+    """Change its name, its sizes or its locks."""
+    known = session_of(store, analysis.id)
+    with store.write() as session:
+        row = owned_whatif(session, analysis.id, whatif_id)
+        given = body.model_dump(exclude_none=True)
+        keep, locked = given.get("keep", row.keep), given.get("locked", row.locked)
+        row.name, row.keep, row.locked = given.get("name", row.name), known.checked(keep, locked), locked
+        return describe.whatif(row)
+
+
+@router.delete("/{analysis_id}/whatifs/{whatif_id}", status_code=204, summary="Forget a named what-if")
+def delete_whatif(whatif_id: str, analysis: OwnedDep, store: StoreDep) -> None:
+    """Forget a named what-if; what was measured stays."""
+    with store.write() as session:
+        session.delete(owned_whatif(session, analysis.id, whatif_id))

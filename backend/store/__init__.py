@@ -23,6 +23,7 @@ from backend.store.models import (
     Upload,
     User,
     UserSession,
+    WhatIf,
     Worker,
 )
 from backend.store.objects import ObjectStore
@@ -30,6 +31,6 @@ from backend.store.store import Store, open_store
 
 __all__ = [
     "LOCAL_OWNER", "Analysis", "ApiToken", "Artefact", "Job", "ObjectStore", "Share", "StageUse", "Store", "Upload",
-    "User", "UserSession", "Worker", "artefacts", "cleanup", "jobs", "models", "open_store",
+    "User", "UserSession", "WhatIf", "Worker", "artefacts", "cleanup", "jobs", "models", "open_store",
     "shards", "uploads",
 ]

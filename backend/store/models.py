@@ -3,9 +3,10 @@
     User ─┬─ UserSession, ApiToken
           ├─ Upload            bytes on their way in, then a name for a file in the content store
           └─ Analysis ─┬─ Job ── StageUse ──► Artefact (shared by address)
+                       ├─ WhatIf
                        └─ Share
 
-An export is a Job of kind "export", a measured what-if one of kind "measure": what they made is in `Job.result`.
+An export is a Job of kind "export" or "prune", a measured what-if one of kind "measure": what they made is in `Job.result`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 LOCAL_OWNER = "local"
-JOB_KINDS = ("analyze", "export", "measure", "shard")
+JOB_KINDS = ("analyze", "export", "measure", "prune", "shard")
 JOB_STATES = ("queued", "running", "done", "failed", "cancelled")
 ENDED = ("done", "failed", "cancelled")
 
@@ -67,7 +68,8 @@ class Base(DeclarativeBase):
     metadata = MetaData(naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s", "uq": "uq_%(table_name)s_%(column_0_name)s",
         "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s", "pk": "pk_%(table_name)s"})
-    type_annotation_map = {datetime: UtcDateTime, dict[str, Any]: JSON, list[dict[str, Any]]: JSON, str: String}
+    type_annotation_map = {datetime: UtcDateTime, dict[str, Any]: JSON, list[dict[str, Any]]: JSON, dict[str, int]: JSON,
+                           list[str]: JSON, str: String}
 
 
 def _id() -> Mapped[str]:
@@ -208,6 +210,18 @@ class StageUse(Base):
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
     stage: Mapped[str] = mapped_column(String(64), primary_key=True)
     address: Mapped[str] = mapped_column(String(64), index=True)
+
+
+class WhatIf(Base):
+    """A named pruning what-if: how many units each group keeps ({group: units}), and which groups are to stay whole."""
+
+    __tablename__ = "whatifs"
+    id: Mapped[str] = _id()
+    analysis_id: Mapped[str] = mapped_column(ForeignKey("analyses.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str] = mapped_column(String(200))
+    keep: Mapped[dict[str, int]] = mapped_column(default=dict)
+    locked: Mapped[list[str]] = mapped_column(default=list)
+    created: Mapped[datetime] = mapped_column(default=utc_now)
 
 
 class Share(Base):

@@ -8,22 +8,19 @@ from typing import Any
 
 from cipm.allocation import Choice, Sizes, within
 from cipm.errors import OptionError
-from cipm.export import export_pruned
-from cipm.load import Checkpoint, load
+from cipm.load import load
 from cipm.load.probe import open_probe
 from cipm.options import parse_options
 from cipm.pipeline.context import Context, Emit
 from cipm.pipeline.discovery import proved_groups
 from cipm.pipeline.pruning import ROWS_NEEDED, Pruner
-from cipm.pruning import shrink
-from cipm.pruning.work import work
+from cipm.pipeline.smaller import write_smaller
 
 WHOLE_SHARES = (0.7, 0.4, 0.15)
 """Where whole networks are measured: shares kept of every group, or of the way on a front from the smallest model."""
 TRIES = 6
 """Most whole networks that are measured to find the smallest within an allowed loss."""
 WORDS = {"params": "parameters", "flops": "FLOPs"}
-LOSSES = ("loss", "kl", "agreement", "accuracy", "perplexity")
 
 
 def choose(pruner: Pruner, budget: str, value: float, *, locked: Collection[str] = (), sizes: Sizes | None = None) -> Sizes:
@@ -99,24 +96,11 @@ def prune_job(request: Mapping[str, Any], scratch: Path, emit: Emit) -> dict[str
     pruner = Pruner(context, stage="prune")
     sizes = choose(pruner, request["budget"], request["value"], locked=request["locked"], sizes=request["sizes"])
     made = pruner.made(sizes)
-    shrunk = shrink(made.checkpoint, context.symmetry, made.keep, locked=request["locked"], seed=options.seed)
-    after, before = (_flops(one, pruner) for one in (shrunk.checkpoint, checkpoint))
-    baseline = pruner.refitter.reference.baseline
     predicted = pruner.predicted(sizes) if made.keep else {kind: pruner.base[kind] for kind in pruner.kinds}
-    facts = {"parameters": {"before": checkpoint.parameters, "after": shrunk.checkpoint.parameters},
-             "flops": {"before": before, "after": after},
-             "baseline": {name: baseline[name] for name in ("loss_kind", "loss", "accuracy", "perplexity")},
-             "predicted": {"kl": None, **predicted},
-             "measured": {name: made.measured[name] for name in LOSSES},
-             "rows": pruner.refitter.reference.rows, "keep": dict(sizes), "unavailable": pruner.reasons,
-             "notes": [*made.notes, *shrunk.notes, *limits(pruner, made.keep), *pruner.refitter.notes]}
-    out = export_pruned(shrunk, request["model"], scratch / request["filename"], form=request["form"], details=facts)
-    return {"filename": out.name, **facts}
-
-
-def _flops(checkpoint: Checkpoint, pruner: Pruner) -> int:
-    weights, fixed = work(checkpoint, pruner.refitter.few_rows)
-    return round(sum(weights.values()) + fixed)
+    out = scratch / request["filename"]
+    facts = write_smaller(pruner.refitter, made, sizes, out, form=request["form"], predicted=predicted,
+                          notes=[*limits(pruner, made.keep), *pruner.refitter.notes], locked=request["locked"])
+    return {**facts, "unavailable": pruner.reasons}
 
 
 def limits(pruner: Pruner, names: Iterable[str]) -> list[str]:

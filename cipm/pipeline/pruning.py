@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cipm.allocation import Choice, Count, Session, Sizes, even
+from cipm.export import forms
 from cipm.pipeline.context import Context
 from cipm.pipeline.refitting import Pruned, Refitter
 from cipm.pruning import Curve, calibrate
@@ -112,7 +113,9 @@ class Pruner:
     def _alone_only(self) -> Session:
         rises = {kind: {name: self._calibrated(kind, one, one.measured) for name, one in self.alone.items()}
                  for kind in self.kinds}
-        return Session(self.groups, self.reasons, self.kinds, rises, {}, self.counts)
+        orders = {name: one.curve.removal_order for name, one in self.alone.items()}
+        return Session(self.groups, self.reasons, self.kinds, self.base["loss"], rises, orders, {}, self.counts,
+                       forms(self.context.checkpoint))
 
     @property
     def session(self) -> Session:
@@ -121,20 +124,15 @@ class Pruner:
 
     def predicted(self, sizes: Sizes) -> dict[str, float]:
         """Return the predicted loss, and KL to the original where there is one."""
-        return {kind: rise + self.base[kind] for kind, rise in self.session.predicted(sizes).items()}
+        return self.session.losses(sizes)
 
     def front(self, count: str, locked: Iterable[str] = (), sizes: Sizes | None = None) -> tuple[Choice, ...]:
         """Return the Pareto front of loss against a count, from the whole model to the smallest."""
         return self.session.front(count, tuple(locked), sizes)
 
-    def units(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:
-        """Return the units that stay of every group that loses any."""
-        return {name: tuple(self.alone[name].curve.kept(size).tolist()) for name, size in sizes.items()
-                if size < self.groups[name].size}
-
     def made(self, sizes: Sizes) -> Pruned:
         """Return the network with so many units of each group, refitted in sequence, and what it measures."""
-        return self.refitter.made(self.units(sizes))
+        return self.refitter.made(self._alone_only.units_kept(sizes))
 
     def point(self, sizes: Sizes) -> Point:
         """Measure a whole network; predictions do not know of it."""

@@ -24,6 +24,7 @@ so that the same analysis always gives the same result."""
 MEASURE_NUMBERS = 2**27
 """Most numbers of outputs held at once (512 MB): a language model's logits on many rows would not fit."""
 FEWEST_ROWS = 16
+LOSSES = ("loss", "kl", "agreement", "accuracy", "perplexity")
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from cipm.allocation import Choice, Sizes, rising
-from cipm.pipeline.budgets import LOSSES, TRIES, WHOLE_SHARES, least_within, limits
+from cipm.allocation import Sizes, rising, thinned
+from cipm.export import forms
+from cipm.pipeline.budgets import TRIES, WHOLE_SHARES, least_within, limits
 from cipm.pipeline.context import Context
 from cipm.pipeline.pruning import ROWS_NEEDED, Point, Pruner
+from cipm.pipeline.reference import LOSSES
 from cipm.pipeline.refitting import Refitter
 
 SCHEMA_VERSION = 1
 HELD_BACK = 9
 """Whole networks that predictions are held against: half of them random what-ifs, the others on the way along the front."""
-FRONT_CHOICES = 96
-"""Most choices of a front that are listed."""
 ALLOWED = (0.001, 0.01, 0.05)
 """Rises of the loss (falls of the accuracy, where there is one) that advice is given for, as shares of the baseline."""
 WHOLE_FLOPS = 2e13
@@ -36,29 +36,24 @@ def wholes_planned(context: Context) -> int:
 
 def session_facts(pruner: Pruner) -> dict[str, Any]:
     """Return session.json: measure whole networks for `whole`, others to hold predictions against, and search for advice."""
+    facts = {"schema_version": SCHEMA_VERSION, "baseline": _baseline(pruner), "kinds": list(pruner.kinds), "groups": [],
+             "unavailable": pruner.reasons, "counts": {}, "whole": {}, "points": [], "band": {}, "fronts": {}, "advice": [],
+             "forms": list(forms(pruner.context.checkpoint)), "rows": pruner.refitter.reference.rows}
     if not pruner.groups:
-        return _nothing(pruner)
+        few = pruner.context.probe.used_rows < 4
+        why = ROWS_NEEDED if few else "No group of this model can be made smaller."
+        return facts | {"notes": [why, *pruner.refitter.reference.notes]}
     pruner.calibrate(pruner.even(share) for share in WHOLE_SHARES)
     held = [pruner.point(keep) for keep in _held_back(pruner)]
-    band = {kind: _band(pruner, kind, held) for kind in pruner.kinds}
-    advice = _advice(pruner)
-    session = pruner.session
-    fronts = {count: session.front_facts(_thinned(pruner.front(count))) for count in ("parameters", "flops")}
-    return {"schema_version": SCHEMA_VERSION, "baseline": _baseline(pruner), "kinds": list(pruner.kinds),
-            "groups": [_group(pruner, name) for name in pruner.groups], "unavailable": pruner.reasons,
-            "counts": {name: {**count.to_json(), "unit": UNITS[name]} for name, count in session.counts.items()},
-            "whole": {kind: rising(session.whole[kind]) for kind in pruner.kinds},
-            "points": [_point(point) for point in pruner.points], "band": band, "fronts": fronts, "advice": advice,
-            "rows": pruner.refitter.reference.rows, "notes": _notes(pruner)}
-
-
-def _nothing(pruner: Pruner) -> dict[str, Any]:
-    """Return a session in which nothing can be made smaller, and why."""
-    few = pruner.context.probe.used_rows < 4
-    why = ROWS_NEEDED if few else "No group of this model can be made smaller."
-    return {"schema_version": SCHEMA_VERSION, "baseline": _baseline(pruner), "kinds": list(pruner.kinds), "groups": [],
-            "unavailable": pruner.reasons, "counts": {}, "whole": {}, "points": [], "band": {}, "fronts": {}, "advice": [],
-            "rows": pruner.refitter.reference.rows, "notes": [why, *pruner.refitter.reference.notes]}
+    advice, session = _advice(pruner), pruner.session
+    return facts | {
+        "groups": [_group(pruner, name) for name in pruner.groups],
+        "counts": {name: {**count.to_json(), "unit": UNITS[name]} for name, count in session.counts.items()},
+        "whole": {kind: rising(session.whole[kind]) for kind in pruner.kinds},
+        "points": [_point(point) for point in pruner.points],
+        "band": {kind: _band(pruner, kind, held) for kind in pruner.kinds},
+        "fronts": {count: session.listed(pruner.front(count)) for count in ("parameters", "flops")},
+        "advice": advice, "notes": _notes(pruner)}
 
 
 def _baseline(pruner: Pruner) -> dict[str, Any]:
@@ -85,7 +80,7 @@ def _held_back(pruner: Pruner) -> list[Sizes]:
     """Return what-ifs to hold predictions against, as many as the work allows."""
     most = min(HELD_BACK, pruner.wholes - len(WHOLE_SHARES))
     generator = np.random.default_rng(pruner.context.options.seed)
-    choices = _thinned(pruner.front("parameters"))
+    choices = thinned(pruner.front("parameters"))
     inside = [choices[round(at * (len(choices) - 1))].keep for at in np.linspace(0, 1, most - (most + 1) // 2 + 2)[1:-1]]
     drawn = [{name: max(1, round(group.size // group.blocks * generator.uniform(0.1, 1))) * group.blocks
               for name, group in pruner.groups.items()} for _ in range((most + 1) // 2)]
@@ -120,13 +115,6 @@ def _within(baseline: Mapping[str, Any], measured: Mapping[str, Any], share: flo
     if baseline["accuracy"] is not None:
         return measured["accuracy"] >= baseline["accuracy"] * (1 - share)
     return measured["loss"] - baseline["loss"] <= share * (baseline["loss"] or 1.0)
-
-
-def _thinned(choices: tuple[Choice, ...]) -> tuple[Choice, ...]:
-    """Return at most FRONT_CHOICES of a front, evenly along the count, the ends among them."""
-    counts = -np.array([choice.count for choice in choices])
-    wanted = np.linspace(counts[0], counts[-1], FRONT_CHOICES)
-    return tuple(choices[at] for at in np.unique(np.minimum(np.searchsorted(counts, wanted), len(choices) - 1)))
 
 
 def _notes(pruner: Pruner) -> list[str]:

@@ -12,14 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from cipm.allocation import Session
+from cipm.allocation import SESSION_FILE, Session
 from cipm.pipeline.context import Context
 from cipm.pipeline.pruning import Pruner
 from cipm.pipeline.refitting import Refitter
 from cipm.pipeline.session import session_facts, wholes_planned
 from cipm.symmetry import SymmetryGroup
-
-SESSION_FILE = "session.json"
 
 
 def whatif(context: Context, folder: Path) -> None:
@@ -37,21 +35,9 @@ def measure(context: Context, folder: Path) -> None:
     known = context.read("whatif", SESSION_FILE)
     session = Session.from_json(known)
     sizes = session.checked(context.request["keep"])
-    made = Refitter(context, rows=known["rows"]).made(units_kept(known, sizes))
-    facts = {"keep": sizes, **made.measured, "predicted": predicted(known, session, sizes), "notes": list(made.notes)}
+    made = Refitter(context, rows=known["rows"]).made(session.units_kept(sizes))
+    facts = {"keep": sizes, **made.measured, "predicted": session.losses(sizes), "notes": list(made.notes)}
     (folder / "measure.json").write_text(json.dumps(facts, allow_nan=False))
-
-
-def units_kept(known: dict[str, Any], sizes: dict[str, int]) -> dict[str, tuple[int, ...]]:
-    """Return the units that stay of each group, by the removal orders of a session."""
-    orders = {group["name"]: np.array(group["removal_order"]) for group in known["groups"]}
-    return {name: tuple(np.sort(orders[name][orders[name].size - size:]).tolist()) for name, size in sizes.items()}
-
-
-def predicted(known: dict[str, Any], session: Session, sizes: dict[str, int]) -> dict[str, float]:
-    """Return the predicted loss, and KL to the original where there is one."""
-    base = {"kl": 0.0, "loss": known["baseline"]["loss"]}
-    return {kind: rise + base[kind] for kind, rise in session.predicted(sizes).items()}
 
 
 def _whatif_of(pruner: Pruner, group: SymmetryGroup) -> dict[str, Any]:

@@ -16,13 +16,15 @@ from backend.store import Analysis, ApiToken, Share, UserSession
 PUBLIC = {("GET", "/api/health"), ("POST", "/api/auth/register"), ("POST", "/api/auth/login"),
           ("POST", "/api/auth/logout"), ("GET", "/api/shared/{token}")}
 SHARED = {("GET", f"/api/analyses/{{analysis_id}}{rest}")
-          for rest in ("", "/events", "/report", "/symmetry", "/whatif", "/measurements", "/matrices/{matrix_id}",
-                       "/matrices/{matrix_id}/tiles")}
+          for rest in ("", "/events", "/report", "/symmetry", "/whatif", "/whatif/front", "/whatifs", "/measurements",
+                       "/matrices/{matrix_id}", "/matrices/{matrix_id}/tiles")}
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/api/tokens"): {"name": "n"},
     ("POST", "/api/uploads"): {"name": "n", "size": 1, "kind": "model"},
     ("PATCH", "/api/analyses/{analysis_id}"): {"title": "stolen"},
     ("POST", "/api/analyses/{analysis_id}/measurements"): {"keep": {"hidden": 1}},
+    ("POST", "/api/analyses/{analysis_id}/whatifs"): {"name": "n", "keep": {}},
+    ("PATCH", "/api/analyses/{analysis_id}/whatifs/{whatif_id}"): {"name": "n"},
     ("POST", "/api/analyses/{analysis_id}/exports"): {"order": "original"},
 }
 
@@ -67,9 +69,10 @@ def ids(guarded: Running, ann: httpx.Client, tmp_path_factory: pytest.TempPathFa
     keep(guarded.store, export["id"], "export", "export-of-ann", folder, {"filename": "net.pt2", "size": 8})
     share = ann.post(f"/api/analyses/{made['id']}/shares").json()
     uploads = {kind: send(ann, kind, kind, b"other " + kind.encode())["id"] for kind in ("model", "probe")}
-    return {"analysis_id": made["id"], "matrix_id": "m0", "export_id": export["id"], "share_id": share["id"],
-            "token": share["token"], "upload_id": uploads["model"], "probe": uploads["probe"], "name": "digits.pt2",
-            "token_id": ann.post("/api/tokens", json={"name": "one"}).json()["id"]}
+    whatif = ann.post(f"/api/analyses/{made['id']}/whatifs", json={"name": "n", "keep": {"hidden": 9}}).json()
+    return {"analysis_id": made["id"], "whatif_id": whatif["id"], "matrix_id": "m0", "export_id": export["id"],
+            "share_id": share["id"], "token": share["token"], "upload_id": uploads["model"], "probe": uploads["probe"],
+            "name": "digits.pt2", "token_id": ann.post("/api/tokens", json={"name": "one"}).json()["id"]}
 
 
 def test_every_route_but_the_public_ones_asks_who_you_are(guarded, ids):
@@ -253,7 +256,7 @@ def test_without_sign_in_a_share_token_is_as_narrow(local, tmp_path):
     finish(local, made, tmp_path)
     token = client.post(f"/api/analyses/{made['id']}/shares").json()["token"]
     ids = {"analysis_id": made["id"], "matrix_id": "m0", "export_id": "x", "share_id": "x", "token": token,
-           "upload_id": "x", "probe": "x", "name": "x", "token_id": "x"}
+           "upload_id": "x", "probe": "x", "name": "x", "token_id": "x", "whatif_id": "x"}
     assert set(reached_by_share(client, local, ids, token)) == SHARED
 
 

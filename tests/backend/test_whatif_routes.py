@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from api_server import Running, analyse, claim, finish, leave_session, session, shape_of
+from api_server import Running, analyse, claim, finish, keep, leave_session, session, shape_of
 
-from backend.schemas import WhatIfSession
-from backend.store import jobs
+from backend.store import WhatIf, jobs
+from backend.whatif_schemas import WhatIfSession
+from backend.whatifs import MOST_NAMED
+from cipm.allocation import Session
 from cipm.errors import ProbeError
 
 
@@ -59,12 +61,104 @@ def test_a_measurement_is_a_job_and_is_not_asked_twice(local, client, done):
     assert client.get(f"/api/analyses/{done['id']}").json()["job"]["kind"] == "analyze"
 
 
-@pytest.mark.parametrize(("keep", "said"), [
+@pytest.mark.parametrize(("asked", "said"), [
     ({"hidden": 301}, "Group hidden can keep 1 to 300 units; it cannot keep 301"),
     ({"hidden": 0}, "it cannot keep 0"), ({"heads": 3}, "2 to 8 units, a multiple of 2; it cannot keep 3"),
     ({"stream": 1}, "Group stream cannot be made smaller: Nothing reads it."),
     ({"nosuch": 1}, "There is no group 'nosuch'; those that can be made smaller are hidden, heads"),
     ({"hidden": "many"}, "keep.hidden")])
-def test_a_measurement_that_makes_no_sense_is_refused(client, done, keep, said):
-    answer = client.post(f"/api/analyses/{done['id']}/measurements", json={"keep": keep})
+def test_a_measurement_that_makes_no_sense_is_refused(client, done, asked, said):
+    answer = client.post(f"/api/analyses/{done['id']}/measurements", json={"keep": asked})
+    assert answer.status_code == 422 and said in shape_of(answer)["message"]
+
+
+def test_the_front_is_that_of_the_engine_with_locks_and_sizes(client, done):
+    path, known = f"/api/analyses/{done['id']}/whatif/front", Session.from_json(session())
+    whole = client.get(path).json()
+    assert whole["count"] == "parameters" and 60 < len(whole["choices"]) <= 96
+    assert whole["choices"][0] == {"keep": {"hidden": 300, "heads": 8}, "count": 5410.0, "rises": {"kl": 0.0, "loss": 0.0}}
+    counts = [choice["count"] for choice in whole["choices"]]
+    assert counts == sorted(counts, reverse=True) and whole["choices"][-1]["keep"] == {"hidden": 1, "heads": 2}
+    middle = whole["choices"][30]
+    assert middle["rises"] == pytest.approx(known.predicted(middle["keep"])) and middle["count"] == pytest.approx(
+        known.counts["parameters"](middle["keep"]))
+    mine = client.get(path, params={"count": "flops", "locked": ["heads"], "size": ["hidden:20"]}).json()["choices"]
+    assert [choice["keep"] for choice in mine] == [{"hidden": 20, "heads": 8}]
+
+
+@pytest.mark.parametrize(("params", "said"), [
+    ({"count": "memory"}, "There is no count 'memory'; there are parameters, flops, bytes"),
+    ({"locked": "stream"}, "Group stream cannot be made smaller"), ({"size": "hidden"}, "GROUP:UNITS"),
+    ({"size": "hidden:0"}, "it cannot keep 0"), ({"size": "hidden:9", "locked": "hidden"}, "locked")])
+def test_a_front_that_makes_no_sense_is_refused(client, done, params, said):
+    answer = client.get(f"/api/analyses/{done['id']}/whatif/front", params=params)
+    assert answer.status_code == 422 and said in shape_of(answer)["message"]
+
+
+def test_what_ifs_are_kept_changed_and_forgotten_under_a_name(local, client, done):
+    path = f"/api/analyses/{done['id']}/whatifs"
+    made = client.post(path, json={"name": "half", "keep": {"hidden": 150, "heads": 8}, "locked": ["heads"]}).json()
+    assert made["keep"] == {"hidden": 150} and made["locked"] == ["heads"] and client.get(path).json() == [made]
+    renamed = client.patch(f"{path}/{made['id']}", json={"name": "a half"}).json()
+    assert renamed == {**made, "name": "a half"}
+    held = client.patch(f"{path}/{made['id']}", json={"keep": {"heads": 4}})
+    assert held.status_code == 422 and "Group heads is locked and stays whole" in shape_of(held)["message"]
+    freed = client.patch(f"{path}/{made['id']}", json={"keep": {"heads": 4}, "locked": []}).json()
+    assert freed["keep"] == {"heads": 4} and freed["locked"] == [] and client.get(path).json() == [freed]
+    other = analyse(client)
+    assert client.delete(f"/api/analyses/{other['id']}/whatifs/{made['id']}").status_code == 404
+    assert client.delete(f"{path}/{made['id']}").status_code == 204 and client.get(path).json() == []
+    assert client.patch(f"{path}/{made['id']}", json={"name": "x"}).status_code == 404
+    for body in ({"name": "", "keep": {}}, {"name": "n" * 201, "keep": {}}, {"name": "n", "keep": {"hidden": 0}}):
+        assert client.post(path, json=body).status_code == 422
+
+
+def test_an_analysis_keeps_so_many_what_ifs_and_takes_them_along_when_it_goes(local, client, done):
+    path = f"/api/analyses/{done['id']}/whatifs"
+    with local.store.write() as rows:
+        rows.add_all(WhatIf(analysis_id=done["id"], name=str(number), keep={}, locked=[]) for number in range(MOST_NAMED))
+    full = client.post(path, json={"name": "one more", "keep": {}})
+    assert full.status_code == 409 and "at most 200" in shape_of(full)["message"]
+    client.delete(f"/api/analyses/{done['id']}")
+    with local.store.read() as rows:
+        assert rows.query(WhatIf).filter_by(analysis_id=done["id"]).count() == 0
+
+
+def test_a_share_sees_what_ifs_and_changes_none(client, done):
+    path = f"/api/analyses/{done['id']}"
+    made = client.post(f"{path}/whatifs", json={"name": "seen", "keep": {"hidden": 7}}).json()
+    share = {"share": client.post(f"{path}/shares").json()["token"]}
+    assert client.get(f"{path}/whatifs", params=share).json() == [made]
+    assert client.get(f"{path}/whatif", params=share).status_code == 200 == client.get(
+        f"{path}/whatif/front", params=share).status_code
+    one = f"whatifs/{made['id']}"
+    for method, rest, body in (("POST", "whatifs", {"name": "n", "keep": {}}), ("PATCH", one, {"name": "n"}),
+                               ("DELETE", one, None), ("POST", "measurements", {"keep": {}})):
+        assert client.request(method, f"{path}/{rest}", json=body, params=share).status_code == 403
+
+
+def test_a_smaller_checkpoint_is_exported_once_and_named_so(local, client, done, tmp_path):
+    path = f"/api/analyses/{done['id']}/exports"
+    made = client.post(path, json={"keep": {"hidden": 10}}).json()
+    assert made["job"]["kind"] == "prune" and made["order"] is None and made["form"] == "pt2" and made["keep"] == {"hidden": 10}
+    assert client.post(path, json={"keep": {"hidden": 10, "heads": 8}, "form": "pt2"}).json()["id"] == made["id"]
+    folder = tmp_path / "export"
+    folder.mkdir()
+    (folder / "model-pruned.pt2").write_bytes(b"small")
+    facts = {"parameters": {"before": 100, "after": 40}, "latency": {"times": 2.0}}
+    keep(local.store, made["job"]["id"], "prune", f"prune-{done['id']}", folder,
+         {"filename": "model-pruned.pt2", "size": 5, "certificate": {"masked": {"passed": True}}, "facts": facts})
+    listed = client.get(path).json()
+    assert listed[0]["facts"] == facts and listed[0]["filename"] == "net-pruned.pt2"
+    file = client.get(f"/api/exports/{made['id']}/file")
+    assert file.content == b"small" and file.headers["content-disposition"] == 'attachment; filename="net-pruned.pt2"'
+
+
+@pytest.mark.parametrize(("body", "said"), [
+    ({}, "give either an order or keep"), ({"order": "spectral", "keep": {}}, "give either an order or keep"),
+    ({"order": "spectral", "form": "pt2"}, "a form is chosen for a smaller checkpoint"),
+    ({"keep": {}, "form": "state_dict"}, "This model cannot be written as state_dict; it can as pt2, onnx."),
+    ({"keep": {"hidden": 0}}, "it cannot keep 0")])
+def test_an_export_that_makes_no_sense_is_refused(client, done, body, said):
+    answer = client.post(f"/api/analyses/{done['id']}/exports", json=body)
     assert answer.status_code == 422 and said in shape_of(answer)["message"]

@@ -1,0 +1,84 @@
+"""What the API takes and gives of pruning what-ifs: the models that OpenAPI shows."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import Field
+
+from backend.schemas import Input, Job, Output
+
+
+class WhatIfSession(Output):
+    """All that predicts pruning what-ifs; a what-if is {group: units kept}, a group not named stays whole."""
+
+    schema_version: int
+    baseline: dict[str, Any] = Field(description="{loss_kind, loss, accuracy, perplexity, rows} of the whole model.")
+    kinds: list[str] = Field(description="What is predicted; the first is what budgets are spread by.")
+    groups: list[dict[str, Any]] = Field(description="{name, kind, size, blocks, level, removal_order, rises: {KIND: [size + "
+                                                     "1]}, measured, notes}; a group keeps a multiple of its blocks.")
+    unavailable: dict[str, str] = Field(description="Groups that cannot be made smaller, and why.")
+    counts: dict[str, dict[str, Any]] = Field(
+        description="parameters, flops, bytes: {fixed, terms: [[size, [{group: share}]]], unit}; value = fixed + Σ size · Π "
+                    "over axes of (1 − Σ share · (1 − keep/size of the group)).")
+    whole: dict[str, list[tuple[float, float]]] = Field(
+        description="Whole networks measured, rising: [sum of the groups' rises, measured rise].")
+    points: list[dict[str, Any]] = Field(description="{keep, predicted, measured} of whole networks.")
+    band: dict[str, dict[str, Any] | None] = Field(
+        description="{median, p90, points} by kind: factors by which networks that predictions did not know were missed.")
+    fronts: dict[str, list[dict[str, Any]]] = Field(
+        description="By parameters and by flops, from the whole model to the smallest: {keep, count, rises}.")
+    advice: list[dict[str, Any]] = Field(description="{allowed, keep, parameters, measured}: the smallest networks found.")
+    forms: list[str] = Field(description="Formats that a smaller checkpoint can be written in, the uploaded one first.")
+    rows: int = Field(description="Held-out rows that everything is measured on.")
+    notes: list[str]
+
+
+class Front(Output):
+    """The choices that lose least for what they save, from the whole model to the smallest."""
+
+    count: str
+    choices: list[dict[str, Any]] = Field(description="{keep: {group: units}, count, rises: {KIND: predicted rise}}.")
+
+
+class WhatIfCreate(Input):
+    """A what-if to keep under a name."""
+
+    name: str = Field(min_length=1, max_length=200)
+    keep: dict[str, int] = Field(max_length=10_000, description="Units to keep of each group; one not named stays whole.")
+    locked: list[str] = Field(default_factory=list, max_length=10_000, description="Groups that are to stay whole.")
+
+
+class WhatIfPatch(Input):
+    """What may be changed about a named what-if; what is not named stays."""
+
+    name: str | None = Field(None, min_length=1, max_length=200)
+    keep: dict[str, int] | None = Field(None, max_length=10_000)
+    locked: list[str] | None = Field(None, max_length=10_000)
+
+
+class WhatIf(Output):
+    """A named what-if of an analysis."""
+
+    id: str
+    name: str
+    keep: dict[str, int]
+    locked: list[str]
+    created: datetime
+
+
+class MeasurementCreate(Input):
+    """A pruning what-if to measure."""
+
+    keep: dict[str, int] = Field(max_length=10_000, description="Units to keep of each group; one not named stays whole.")
+
+
+class Measurement(Output):
+    """A measured what-if."""
+
+    id: str
+    keep: dict[str, int]
+    job: Job
+    result: dict[str, Any] | None = Field(
+        description="{keep, loss, kl, agreement, accuracy, perplexity, rows, predicted: {loss, kl}, notes} once measured.")

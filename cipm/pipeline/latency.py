@@ -1,0 +1,64 @@
+"""How long a model takes on this machine before and after it was made smaller: in onnxruntime, or in torch."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cipm.load.checkpoint import Checkpoint
+from cipm.trace import to_module
+
+ROWS = 64
+"""Most rows of one run."""
+MOST_RUNS, FEWEST_RUNS = 25, 5
+RUN_FLOPS = 2e11
+"""Work after which no further run is begun, beside the fewest: some seconds."""
+Inputs = Mapping[str, torch.Tensor]
+
+
+def latency(before: Checkpoint, after: Checkpoint, source: Path, written: Path, inputs: Inputs, flops: float) -> dict[str, Any]:
+    """Return {before_ms, after_ms, times, rows, runs, threads, runtime}: medians of runs that take turns, after one each.
+
+    Files are run by onnxruntime where both are ONNX and it is installed; else the graphs by torch, as `torch.export` runs
+    them. `inputs` are some rows, `flops` what one costs the whole model.
+    """
+    rows = len(next(iter(inputs.values())))
+    files = before.format == "onnx" and not before.origin.get("packed") and written.suffix == ".onnx"
+    onnx = files and importlib.util.find_spec("onnxruntime") is not None
+    runs = int(min(MOST_RUNS, max(FEWEST_RUNS, RUN_FLOPS / max(2 * rows * flops, 1))))
+    calls = [_onnx(file, inputs) for file in (source, written)] if onnx else [_torch(one, inputs) for one in (before, after)]
+    first, second = _medians(calls, runs)
+    return {"before_ms": 1e3 * first, "after_ms": 1e3 * second, "times": first / second, "rows": rows, "runs": runs,
+            "threads": torch.get_num_threads(), "runtime": "onnxruntime" if onnx else "torch"}
+
+
+def _medians(calls: list[Callable[[], object]], runs: int) -> list[float]:
+    times: list[list[float]] = [[] for _ in calls]
+    for number in range(runs + 1):
+        for call, taken in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            call()
+            taken += [time.perf_counter() - start] if number else []
+    return [statistics.median(taken) for taken in times]
+
+
+def _torch(checkpoint: Checkpoint, inputs: Inputs) -> Callable[[], object]:
+    module = to_module(checkpoint.graph, checkpoint.tensors, checkpoint.constants)
+    return torch.no_grad()(lambda: module(**inputs))
+
+
+def _onnx(file: Path, inputs: Inputs) -> Callable[[], object]:
+    runtime = importlib.import_module("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    session = runtime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
+    values = {there.name: value.numpy() for there, value in zip(session.get_inputs(), inputs.values(), strict=True)}
+    return lambda: session.run(None, values)
