@@ -13,7 +13,8 @@ TABS = {"correlation": "Correlation", "weights": "Weights", "redundancy": "Redun
         "orders": "Orders"}
 STAGE_WORDS = {"open": "Open the model", "discover": "Find the symmetry", "probe": "Read the probe data",
                "collect": "Collect statistics", "organize": "Find modules and orders", "whatif": "Try pruning",
-               "view": "Prepare the view", "export": "Write the checkpoint", "measure": "Measure"}
+               "view": "Prepare the view", "export": "Write the checkpoint", "measure": "Measure",
+               "prune": "Write the smaller checkpoint"}
 ACTIVE = ("queued", "running")
 
 

@@ -3,22 +3,12 @@
 (function () {
   "use strict";
   const cipm = (window.cipm = window.cipm || {});
-  const FLOOR = 1e-3;
 
-  /* Points [sum of the groups' rises, measured rise] as a line in the logarithms: its knots, or null where it is flat zero. */
-  function knots(points) {
-    const known = new Map(points.filter(([at]) => at > 0));
-    if (!known.size) return [];
-    const sorted = [...known].sort((a, b) => a[0] - b[0]), most = Math.max(...known.values());
-    if (most <= 0) return null;
-    let top = 0;
-    return sorted.map(([at, rise]) => { top = Math.max(top, rise, FLOOR * most); return [Math.log(at), Math.log(top)]; });
-  }
-  /* Straight lines between the knots, proportional outside them. */
-  function through(line, total) {
-    if (total <= 0 || (line && !line.length)) return total;
-    if (!line) return 0;
-    const x = Math.log(total), [first, last] = [line[0], line.at(-1)];
+  /* A predicted rise through whole networks that were measured, `points` [sum of the groups' rises, measured rise], both rising:
+     straight lines in the logarithms, proportional outside them. */
+  function joined(points, total) {
+    if (total <= 0 || !points.length) return total;
+    const x = Math.log(total), line = points.map((point) => point.map(Math.log)), [first, last] = [line[0], line.at(-1)];
     if (x <= first[0]) return Math.exp(first[1] + x - first[0]);
     if (x >= last[0]) return Math.exp(last[1] + x - last[0]);
     const at = line.findIndex(([right]) => right >= x), [a, b] = [line[at - 1], line[at]];
@@ -32,7 +22,6 @@
       this.at = new Map(session.groups.map((group, at) => [group.name, at]));
       this.whole = session.groups.map((group) => group.size);
       this.kinds = session.kinds;
-      this.lines = Object.fromEntries(this.kinds.map((kind) => [kind, knots((session.whole || {})[kind] || [])]));
       this.counts = Object.fromEntries(Object.entries(session.counts).map(([name, count]) => [name, this.prepared(count)]));
     }
     /* Axes as [[position of the group, share], …]; what never moves belongs to no axis. */
@@ -70,7 +59,7 @@
     rise(kind, sizes) {
       let total = 0;
       for (let at = 0; at < sizes.length; at += 1) total += this.groups[at].rises[kind][sizes[at]];
-      return through(this.lines[kind], total);
+      return joined((this.session.whole || {})[kind] || [], total);
     }
     /* Predicted values with the range that nine of ten held-back networks were in: {kind: {value, low, high, near}}. */
     predicted(sizes) {

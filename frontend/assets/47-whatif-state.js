@@ -96,7 +96,7 @@
       }
       const found = await this.ask(query);
       if (!found) return;
-      this.fronts.set(name, this.whatif.front(found));
+      this.fronts.set(name, this.whatif.front(found.choices));
       if (this.by === by && this.key === key) this.changed("front");
     }
   }

@@ -22,6 +22,7 @@
     destroy() {
       this.gone = true;
       this.undone.forEach((action) => action());
+      if (this.watcher) this.watcher.disconnect();
       for (const part of [this.figure, this.measuring, this.exporting]) if (part) part.destroy();
     }
     /* The address of a route of this analysis. */
@@ -66,7 +67,7 @@
       this.node.replaceChildren(
         el("div", { class: "wi-main" }, this.buildModel(), this.buildGroups()),
         el("aside", { class: "wi-side", "aria-label": "Overview" }, this.buildFigure(), this.buildAdvice(), this.saved.node, this.buildNotes()));
-      this.drawFigure(); this.paint(); this.linkRows(); this.state.fetch();
+      this.watchRows(); this.drawFigure(); this.paint(); this.linkRows(); this.state.fetch();
       this.measuring.load(); this.saved.load();
       this.node.dataset.state = "ready";
       this.reveal(cipm.view.values.group);
@@ -144,7 +145,7 @@
 
     /* ---------- the groups ---------- */
     buildGroups() {
-      const { whatif } = this, most = Math.max(...whatif.groups.flatMap((group) => group.rises[whatif.kinds[0]].slice(1)), 0);
+      const { whatif } = this, most = Math.max(0, ...whatif.groups.map((group) => group.rises[whatif.kinds[0]][Math.min(group.size, group.blocks || 1)]));
       this.rows = whatif.groups.map((group, at) => this.row(group, at, most));
       const filter = el("input", { type: "search", class: "wi-filter", placeholder: "Filter groups", autocomplete: "off", "aria-label": "Filter groups" });
       this.none = el("p", { class: "quiet", hidden: true }, "No group matches.");
@@ -226,7 +227,7 @@
       if (!this.rows) return;
       if (what === "front") this.drawFigure();
       if (what === "rest") { this.say(""); this.linkRows(); this.measuring.rested(); }
-      this.paint();
+      this.paint(what !== "move");
     }
     /* How long a move took, the browser's layout included: the last 500 are kept for who asks. */
     timed(action) {
@@ -255,21 +256,35 @@
       this.state.addressed(values, before);
       this.saved.compare(values.compare);
     }
-    paint() {
+    paint(all = true) {
       const { whatif, state } = this, whole = whatif.whole;
       this.paintModel();
       const predicted = whatif.predicted(state.sizes), measured = this.measuring.of(state.sizes);
       for (const cell of this.cells) {
-        const all = whatif.count(cell.name, whole), unit = cell.name === "bytes" ? "bytes" : "";
+        const most = whatif.count(cell.name, whole), unit = cell.name === "bytes" ? "bytes" : "";
         const now = whatif.count(cell.name, state.sizes);
         put(cell.value, cipm.amount(now, unit));
-        put(cell.note, `${cipm.percent(now / all)} of ${cipm.amount(all, unit)}`);
+        put(cell.note, `${cipm.percent(now / most)} of ${cipm.amount(most, unit)}`);
         const there = this.beside && whatif.count(cell.name, this.beside.sizes);
-        put(cell.beside, this.beside ? `${this.beside.name}: ${cipm.amount(there, unit)}, ${cipm.percent(there / all)}` : "");
+        put(cell.beside, this.beside ? `${this.beside.name}: ${cipm.amount(there, unit)}, ${cipm.percent(there / most)}` : "");
       }
       for (const fact of this.facts) this.paintFact(fact, predicted, measured);
-      for (const row of this.rows) this.paintRow(row);
+      for (const row of all ? this.rows : this.inView) this.paintRow(row);
       this.paintFigure(predicted, measured);
+      this.measuring.show();
+    }
+    /* While a slider moves, the rows in view alone are painted; the others when it rests, or as they come into view. */
+    watchRows() {
+      const of = new Map(this.rows.map((row) => [row.node, row]));
+      this.inView = new Set(this.rows);
+      this.watcher = new IntersectionObserver((entries) => {
+        for (const { target, isIntersecting } of entries) {
+          const row = of.get(target);
+          if (isIntersecting && !this.inView.has(row)) this.paintRow(row);
+          this.inView[isIntersecting ? "add" : "delete"](row);
+        }
+      }, { rootMargin: "120px" });
+      for (const row of this.rows) this.watcher.observe(row.node);
     }
     paintModel() {
       const { state, whatif } = this, [low, high] = state.range, now = whatif.count(state.by, state.sizes), all = whatif.count(state.by, whatif.whole);

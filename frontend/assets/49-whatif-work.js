@@ -36,7 +36,7 @@
       const list = await this.page.ask("GET", "/measurements");
       for (const one of list || []) this.take(one);
       this.page.node.dataset.measured = "1";
-      this.page.drawFigure(); this.page.paint(); this.show();
+      this.page.drawFigure(); this.page.paint();
     }
     take({ keep, result }) {
       if (keep && typeof keep === "object" && result) this.put(this.page.whatif.sizes(keep), result.measured || result);
@@ -121,7 +121,8 @@
     async save() {
       const { whatif, state } = this.page, name = this.name.value.trim();
       if (!name) return;
-      const made = await this.page.ask("POST", "/whatifs", { name, keep: whatif.keep(state.sizes), locked: [...state.locked].map((at) => whatif.groups[at].name) });
+      const locked = [...state.locked].filter((at) => state.sizes[at] === whatif.whole[at]).map((at) => whatif.groups[at].name);  // saved locks are of whole groups
+      const made = await this.page.ask("POST", "/whatifs", { name, keep: whatif.keep(state.sizes), locked });
       if (!made) return;
       this.name.value = "";
       this.items = [made, ...this.items];
@@ -178,12 +179,13 @@
   }
 
   /* ---------- smaller checkpoints ---------- */
-  const FORMS = { "": "as uploaded", pt2: "PyTorch .pt2", onnx: "ONNX", huggingface: "Hugging Face folder", state_dict: "weights alone (state dict)" };
+  const FORMS = { pt2: "PyTorch .pt2", onnx: "ONNX", huggingface: "Hugging Face folder", state_dict: "weights alone (state dict)" };
   class Export {
     constructor(page) {
       this.page = page; this.following = new Map();
       this.opener = button("Export smaller\u2026", () => this.open(), { class: "cipm-button filled" });
-      this.form = el("select", { class: "wi-select", "aria-label": "Format of the file" }, ...Object.entries(FORMS).map(([value, text]) => el("option", { value }, text)));
+      this.form = el("select", { class: "wi-select", "aria-label": "Format of the file" },
+        ...(page.whatif.session.forms || []).map((form, at) => el("option", { value: form }, `${FORMS[form] || form}${at ? "" : ", as uploaded"}`)));
       this.what = el("p", {}); this.list = el("ul", { class: "rows exports" }); this.problem = el("p", { class: "bad", role: "alert" });
       this.start = button("Write it", () => this.make(), { class: "cipm-button filled" });
       this.dialog = el("dialog", { class: "wi-dialog", "aria-label": "Export a smaller checkpoint" },
@@ -228,19 +230,24 @@
     row(one) {
       const { job } = one, { whatif } = this.page, sizes = whatif.sizes(one.keep);
       const share = cipm.percent(whatif.count("parameters", sizes) / whatif.count("parameters", whatif.whole), 0);
-      const name = `${share} of the parameters, ${FORMS[one.form || ""] || one.form}`;
+      const name = `${share} of the parameters, ${FORMS[one.form] || one.form || "as uploaded"}`;
       if (ACTIVE.includes(job.status)) return [el("div", {}, `${name}: writing\u2026`), el("span", { class: "badge" }, cipm.percent(job.progress, 0))];
       if (job.status !== "done") return [el("div", {}, name, el("p", { class: "bad" }, job.error ? `${job.error.message} ${job.error.fix || ""}` : job.status))];
-      return [el("div", {}, `${one.filename} `, el("span", { class: "quiet" }, cipm.bytes(one.size)), ...this.report(one.report || {})),
-        el("a", { class: "cipm-button", href: `/api/exports/${encodeURIComponent(one.id)}/file`, download: "" }, "Download")];
+      const proof = (one.certificate || {}).masked;
+      return [el("div", {}, `${one.filename} `, el("span", { class: "quiet" }, `${cipm.bytes(one.size)}; ${name}`), ...this.report(one.facts || {})),
+        proof ? el("span", { class: `badge ${proof.passed ? "good" : "bad"}`, title: `The file\u2019s model and the what-if\u2019s own differ by at most ${cipm.short(proof.max_rel)}, relative to the largest output (tolerance ${cipm.short(proof.tolerance)}).` }, proof.passed ? "equals the what-if" : "differs from the what-if") : null,
+        el("a", { class: "cipm-button", href: `/api/exports/${encodeURIComponent(one.id)}/file`, download: "" }, "Download")].filter(Boolean);
     }
-    /* What the file's own report says: sizes, what it measured, how long a row takes. */
-    report({ parameters, measured, latency, notes, rows }) {
-      const lines = [];
-      if (parameters) lines.push(`${cipm.whole(parameters.after)} parameters (${cipm.whole(parameters.before)} before)`);
-      if (measured) lines.push(`measured loss ${cipm.short(measured.loss)}${measured.accuracy === null || measured.accuracy === undefined ? "" : `, accuracy ${cipm.percent(measured.accuracy)}`}${rows ? ` on ${cipm.whole(rows)} rows` : ""}`);
-      if (latency) lines.push(`${cipm.short(latency.after)} instead of ${cipm.short(latency.before)} ${latency.unit || "ms"}${latency.runtime ? ` in ${latency.runtime}` : ""}: ${cipm.short(latency.before / latency.after)} \u00d7 as fast`);
-      return [...lines, ...(notes || [])].map((line) => el("p", { class: "quiet" }, line));
+    /* What the file's own report says: sizes, what it measured, how long it takes. */
+    report({ parameters, baseline, measured, latency, notes, rows }) {
+      const lines = [], given = (value) => value !== null && value !== undefined;
+      if (parameters) lines.push(`${cipm.whole(parameters.after)} parameters instead of ${cipm.whole(parameters.before)}`);
+      if (measured) {
+        const loss = `measured loss ${cipm.short(measured.loss)} instead of ${cipm.short(baseline.loss)}`;
+        lines.push(`${loss}${given(measured.accuracy) ? `, accuracy ${cipm.percent(measured.accuracy)} instead of ${cipm.percent(baseline.accuracy)}` : ""}, on ${cipm.whole(rows)} rows`);
+      }
+      if (latency) lines.push(`${cipm.short(latency.after_ms)} ms instead of ${cipm.short(latency.before_ms)} ms for ${latency.rows} rows on the server: ${cipm.short(latency.times)} \u00d7 as fast (${latency.runtime}, median of ${latency.runs} runs)`);
+      return [...lines.map((line) => el("p", { class: "wi-line-of" }, line)), notes && notes.length ? el("details", {}, el("summary", {}, "Notes"), ...notes.map((note) => el("p", { class: "quiet" }, note))) : ""].filter(Boolean);
     }
   }
 

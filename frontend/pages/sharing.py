@@ -59,10 +59,11 @@ def share_list(shares: list[Json]) -> Component:
 
 
 def export_list(exports: list[Json]) -> Component:
-    """Return the exports: those that run, those to download, those that failed."""
-    if not exports:
+    """Return the exports: those that run, those to download, those that failed. Smaller ones are listed with their what-ifs."""
+    whole = [export for export in exports if export.get("order")]
+    if not whole:
         return html.P("Nothing was exported yet.", className="quiet")
-    newest = sorted(exports, key=lambda export: export["job"]["created"], reverse=True)
+    newest = sorted(whole, key=lambda export: export["job"]["created"], reverse=True)
     return html.Ul([html.Li(_export(export)) for export in newest], className="rows exports")
 
 

@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 from study import write_study
 from symmetry_study import mlp_symmetry
+from whatif_study import write_session
 
 from backend.app import create_app
 from backend.settings import Settings
@@ -93,9 +94,10 @@ def finish(running: Running, analysis: dict[str, Any], folder: Path) -> None:
     store, job = running.app.state.store, analysis["job"]["id"]
     lease = jobs.claim(store, "test")
     assert lease is not None and lease.job_id == job
-    found = f"discover-{analysis['id']}"
-    artefacts.use(store, job, {"view": analysis["id"], "discover": found})
+    found, curves = f"discover-{analysis['id']}", f"whatif-{analysis['id']}"
+    artefacts.use(store, job, {"view": analysis["id"], "discover": found, "whatif": curves})
     artefacts.record(store, found, "discover", mlp_symmetry(folder.parent / found, folder), 0.5)
+    artefacts.record(store, curves, "whatif", write_session(folder.parent / curves, folder), 0.5)
     artefacts.record(store, analysis["id"], "view", folder, 0.5)
     jobs.report(store, lease, stages=[{"name": "view", "state": "done", "seconds": 0.5, "address": analysis["id"]}])
     jobs.finish(store, lease, {})
