@@ -57,9 +57,12 @@
 
     /* ---------- what it is predicted to lose ---------- */
     rise(kind, sizes) {
-      let total = 0;
-      for (let at = 0; at < sizes.length; at += 1) total += this.groups[at].rises[kind][sizes[at]];
-      return joined((this.session.whole || {})[kind] || [], total);
+      let total = 0, spread = 0;
+      for (let at = 0; at < sizes.length; at += 1) {
+        total += this.groups[at].rises[kind][sizes[at]];
+        spread += Math.log(this.whole[at] / sizes[at]);
+      }
+      return joined((this.session.whole || {})[kind] || [], total * Math.exp((this.session.interplay || 0) * spread));
     }
     /* Predicted values with the range that nine of ten held-back networks were in: {kind: {value, low, high, near}}. */
     predicted(sizes) {

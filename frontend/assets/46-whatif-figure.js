@@ -69,6 +69,7 @@
       this.svg.replaceChildren(this.axes(by, kind), ...this.bands(band), front === free ? "" : svg("path", { class: "wi-front wi-free", d: this.path(unlocked) }),
         svg("path", { class: "wi-front", d: this.path(this.line) }),
         ...data.points.map((point) => this.mark("wi-known", point)), this.cursor, this.moving);
+      if (this.marks) this.show(this.marks);
       this.svg.setAttribute("aria-label", `Predicted rise of ${data.words} against ${by}, from the whole model to the smallest.`);
     }
     path(points) { return path(points.map((point) => [this.x(point.x), this.y(point.rise)])); }
@@ -107,7 +108,10 @@
       return shape;
     }
     /* What moves: marks [{class, count, rise, words}], the last on top. */
-    show(marks) { if (this.moving) this.moving.replaceChildren(...marks.map((mark) => this.mark(mark.class, mark))); }
+    show(marks) {
+      this.marks = marks;
+      if (this.moving) this.moving.replaceChildren(...marks.map((mark) => this.mark(mark.class, mark)));
+    }
 
     /* ---------- the pointer ---------- */
     under(event) {

@@ -197,7 +197,7 @@
     async open() {
       const { whatif, state } = this.page, whole = whatif.isWhole(state.sizes);
       const words = ["parameters", "bytes"].map((name) => { const all = whatif.count(name, whatif.whole), now = whatif.count(name, state.sizes); return name === "bytes" ? `${cipm.bytes(now)} instead of ${cipm.bytes(all)}` : `${cipm.compact(now)} parameters instead of ${cipm.compact(all)}`; });
-      this.what.textContent = whole ? "Every group is whole: make one smaller first." : `The model of this what-if, refitted: ${words.join(", ")}. It is checked against what was measured here and loads with the format\u2019s own tools alone.`;
+      this.what.textContent = whole ? "Every group is whole: make one smaller first." : `The model of this what-if, refitted: ${words.join(", ")}. It is checked against the what-if\u2019s own answers, and loads with the format\u2019s own tools alone.`;
       this.start.disabled = whole;
       this.problem.textContent = "";
       document.body.append(this.dialog);

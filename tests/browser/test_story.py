@@ -143,6 +143,7 @@ def test_the_whole_story(tab: Page, server: str, files: Files, browser: Browser,
     measured = _measured(server, analysis)
     assert [*measured["keep"].values()] == [20] and 0 <= measured["accuracy"] <= 1 and measured["rows"] == 898  # the odd ones
 
+    _session(tab, server, analysis)
     _share_and_revoke(tab, server, analysis, browser)
     _export_and_compare(tab, server, analysis, files, tmp_path)
 
@@ -154,6 +155,20 @@ def _measured(server: str, analysis: str) -> dict[str, float]:
             return found[0]["result"]
         time.sleep(0.2)
     raise AssertionError("the what-if was not measured")
+
+
+def _session(tab: Page, server: str, analysis: str) -> None:
+    """Make the whole model smaller: what the browser predicts is what the engine predicts, what it shows was measured."""
+    tab.goto(f"{server}/a/{analysis}/whatif")
+    tab.wait_for_selector(".wi[data-state=ready][data-measured]", timeout=LONG)
+    tab.locator("[aria-label='Size of the whole model']").fill("300")
+    expect(tab.locator(".wi-state")).to_have_text(re.compile("^Measured on 898"), timeout=LONG)
+    kept = [int(field.input_value()) for field in tab.locator(".wi-number").all()]
+    found = _measured(server, analysis)
+    assert [*found["keep"].values()] == kept
+    cells = tab.locator(".wi-facts tbody tr").first.locator("td").all_inner_texts()
+    shown, told = [float(cells[1]), float(cells[3])], [found["predicted"]["loss"], found["loss"]]
+    assert shown == pytest.approx(told, rel=5e-3)
 
 
 def _share_and_revoke(tab: Page, server: str, analysis: str, browser: Browser) -> None:
