@@ -30,7 +30,7 @@ SEGMENT_ROWS, MOST_SEGMENTS = 2048, 64
 
 STAGES: dict[str, Stage] = {
     "open": Stage(2, (MODEL,)),
-    "discover": Stage(4, ("open",), ("seed", "proof_draws")),
+    "discover": Stage(5, ("open",), ("seed", "proof_draws")),
     "probe": Stage(1, (PROBE, "open"), ("max_rows",)),
     "shard": Stage(1, ("open", "discover", "probe"), COLLECTING, ("shard",)),
     "collect": Stage(3, ("open", "discover", "probe"), COLLECTING),

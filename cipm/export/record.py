@@ -14,7 +14,7 @@ from cipm import __version__
 from cipm.errors import CipmError, Conflict, CorruptFile, UnknownFormat
 from cipm.load import onnx, state_dict
 from cipm.load.archive import is_zip, open_source
-from cipm.permutation import Plan
+from cipm.permutation import Along, Plan, View
 from cipm.symmetry import Rescaling, rescaling_from_json
 
 NAME = "cipm.json"
@@ -127,16 +127,25 @@ def _metadata_record(path: Path) -> Any:
 
 def check_plan(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> None:
     """Raise CorruptFile where a plan names a tensor or axis that does not exist, or one of another length."""
-    for (key, axis), permutation in plan.axes.items():
+    for (key, along), permutation in plan.axes.items():
         shape = tuple(tensors[key].shape) if key in tensors else None
-        if shape is None or not 0 <= axis < len(shape) or shape[axis] != len(permutation):
-            raise CorruptFile(f"The plan moves {len(permutation)} positions of axis {axis} of {key!r}, which does not fit "
+        if shape is None or _length(shape, along) != len(permutation):
+            where = f"axes {list(along.axes)} of {list(along.shape)}" if isinstance(along, View) else f"axis {along}"
+            raise CorruptFile(f"The plan moves {len(permutation)} positions of {where} of {key!r}, which does not fit "
                               f"the model ({'no such tensor' if shape is None else list(shape)}).", where=key)
 
 
+def _length(shape: tuple[int, ...], along: Along) -> int | None:
+    """Return the positions along an axis or view of a tensor; None where it has no such."""
+    if isinstance(along, View):
+        return along.length if along.fits(shape) else None
+    return shape[along] if 0 <= along < len(shape) else None
+
+
 def _plan(payload: Mapping[str, Any]) -> Plan:
-    for key, axis, order in payload["axes"]:
-        if not isinstance(key, str) or type(axis) is not int or not _integers(order):
+    for key, along, order in payload["axes"]:
+        seen = _integers(along["shape"]) and _integers(along["axes"]) if isinstance(along, dict) else type(along) is int
+        if not isinstance(key, str) or not seen or not _integers(order):
             raise ValueError("an entry of the plan is not a tensor, an axis and an order")
     if not all(_integers(order) for order in payload["orders"].values()):
         raise ValueError("an order is not a list of integers")

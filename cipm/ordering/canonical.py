@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ import torch
 from cipm.ordering.colours import Colours, Network, classes, first_colours, mix, network, refine
 from cipm.ordering.twins import Twins
 from cipm.permutation import Permutation
+from cipm.symmetry import lined_up
 from cipm.symmetry.groups import Symmetry, SymmetryGroup
 
 REFINEMENTS, ENTRIES = 1024, 4_000_000_000
@@ -43,6 +44,8 @@ def canonical_orders(symmetry: Symmetry, tensors: Mapping[str, torch.Tensor], *,
     Source: individualisation and refinement with pruning by automorphisms, McKay, Piperno, "Practical graph isomorphism, II"
     (2014), sections 2 and 3.
     """
+    groups, tensors = lined_up(symmetry.groups, tensors)
+    symmetry = replace(symmetry, groups=groups)
     net = network(symmetry, tensors)
     search = _Search(symmetry, net, Twins(net))
     colours = search.settle(first_colours(symmetry.groups))

@@ -10,6 +10,7 @@ import torch
 
 from cipm.ordering.coordinate import Coordinated, Link, coordinate
 from cipm.permutation import Permutation
+from cipm.symmetry import lined_up
 from cipm.symmetry.groups import Place, SymmetryGroup
 
 MOST_ENTRIES = 1 << 28  # strengths kept in memory: 1 GB
@@ -23,6 +24,7 @@ def coordinate_groups(groups: Sequence[SymmetryGroup], tensors: Mapping[str, tor
     the units of another group (inside heads) are placed last, within their blocks, and pull no other group: where they
     stand is decided by the group that carries them. Tensors are taken until their strengths fill MOST_ENTRIES.
     """
+    groups, tensors = lined_up(groups, tensors)
     known = [group for group in groups if group.name in orders]
     carried = {group.name for group in known if group.parent in orders}
     outer = [group for group in known if group.name not in carried]
@@ -37,11 +39,12 @@ def links(groups: Sequence[SymmetryGroup], tensors: Mapping[str, torch.Tensor], 
     """Return a link for every two axes of a tensor on which groups stand, in the order of the tensors.
 
     A strength is the root of the summed squares of all entries that belong to both units. Tensors that are no floating
-    point numbers, and such that would bring the strengths above `most` entries, are left out.
+    point numbers, and such that would bring the strengths above `most` entries, are left out, and so are units that stand on
+    two axes at once.
     """
     found, spent = [], 0
     for key, tensor in tensors.items():
-        places = [(group, place) for group in groups for place in group.places if place.tensor == key]
+        places = [(group, place) for group in groups for place in group.places if place.tensor == key and place.view is None]
         for (a, at), (b, by) in itertools.combinations(places, 2):
             if at.axis == by.axis or not tensor.is_floating_point() or spent + a.size * b.size > most:
                 continue

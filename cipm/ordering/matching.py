@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from cipm.errors import InputError
 from cipm.load.checkpoint import Checkpoint
 from cipm.ordering.likeness import counterparts
 from cipm.permutation import Permutation, Plan, compose
+from cipm.symmetry import lined_up
 from cipm.symmetry.groups import Place, Symmetry, SymmetryGroup
 
 SWEEPS = 50
@@ -85,7 +86,9 @@ def match_units(symmetry: Symmetry, model: Checkpoint, reference: Checkpoint) ->
     Limitations: a local optimum where the noise is large; within float32.
     """
     other = counterparts(model, reference)
-    return _Matcher(symmetry, model.tensors, {key: reference.tensors[name] for key, name in other.items()}).run()
+    groups, own = lined_up(symmetry.groups, model.tensors)
+    _, there = lined_up(symmetry.groups, {key: reference.tensors[name] for key, name in other.items()})
+    return _Matcher(replace(symmetry, groups=groups), own, there).run()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from cipm.modules.partition import Partition
 from cipm.pipeline.context import Context
 from cipm.pipeline.similarity import Similarity
 from cipm.statistics.spectrum import denoise
-from cipm.symmetry import SymmetryGroup
+from cipm.symmetry import SymmetryGroup, lined_up
 
 LEVEL_UNITS = 4096
 """Widest group whose modules are sought at several resolutions: that takes the eigenvectors of both halves once more."""
@@ -75,7 +75,8 @@ def interaction_facts(context: Context, groups: Sequence[SymmetryGroup],
     """Return, for every tensor between the modules of two groups, the strengths (`cipm.modules.Interactions`):
     [{tensor, rows: group, cols: group, reads: the group whose units are read, strength, ratio, z}]."""
     known = [group for group in groups if 0 <= labels.get(group.name, np.zeros(0)).max(initial=-1) < MOST_MODULES]
-    return [fact for key, tensor in context.checkpoint.tensors.items()
+    known, tensors = lined_up(known, context.checkpoint.tensors)
+    return [fact for key, tensor in tensors.items()
             if tensor.is_floating_point() and tensor.numel() <= LARGEST_TENSOR
             for fact in _between(key, tensor.double().numpy(), known, labels)]
 

@@ -67,7 +67,7 @@ def unit_weights(context: Context, group: SymmetryGroup) -> np.ndarray:
     for place in group.places:
         tensor = context.checkpoint.tensors[place.tensor]
         if tensor.is_floating_point():
-            rows = tensor.double().movedim(place.axis, 0).reshape(place.length, -1)[:, :4096].numpy()
+            rows = place.rows(tensor.double())[:, :4096].numpy()
             parts.append(rows[place.index.ravel()].reshape(group.size, -1))
     return np.concatenate(parts, axis=1) if parts else np.zeros((group.size, 1))
 
@@ -120,7 +120,7 @@ def _outgoing(context: Context, group: SymmetryGroup) -> np.ndarray:
     readers = {consumer for tap in group.taps for consumer in tap.consumers}
     for place in group.places:
         if (place.tensor, place.axis) in readers:
-            tensor = context.checkpoint.tensors[place.tensor].double().movedim(place.axis, 0).reshape(place.length, -1)
+            tensor = place.rows(context.checkpoint.tensors[place.tensor].double())
             squares += tensor.square().sum(1).numpy()[place.index].sum(axis=1)
     return np.sqrt(squares) if readers else np.ones(group.size)
 

@@ -122,6 +122,9 @@ def _dimension(group: SymmetryGroup, statistics: StoredStatistics, alike: Simila
 
 
 def _why_not(context: Context, group: SymmetryGroup) -> str:
+    if not group.taps and group.stacked:
+        return ("Which expert's units a value shows is decided by an index from row to row, so no value shows these units side "
+                "by side.")
     if not group.taps:
         return "No value of the graph shows these units alone, so their activations cannot be read."
     if group.size > context.options.max_width:

@@ -60,7 +60,7 @@ def _batches(context: Context, chosen: np.ndarray) -> Iterator[dict[str, torch.T
 def _observer(taps: Sequence[Tap], found: dict[str, list[torch.Tensor]], padding: Padding, count: int, positions: int):
     def observe(value: torch.Tensor) -> None:
         for tap in taps:
-            x, axis = value, tap.axis % value.ndim
+            x, axis = tap.seen(value)
             if axis > 0 and x.shape[0] != count and x.shape[0] % count == 0:
                 x, axis = x.unflatten(0, (count, -1)), axis + 1
             if axis > 0 and x.shape[0] == count:

@@ -6,6 +6,7 @@ import json
 import platform
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from cipm.options import ORDERS
 from cipm.permutation import Permutation, compose
 from cipm.pipeline.collecting import collection_facts, collection_notes
 from cipm.pipeline.context import Context
-from cipm.symmetry import Place, SymmetryGroup
+from cipm.symmetry import Place, SymmetryGroup, lined_up
 from cipm.views.artefact import AxisMeta, write_index, write_matrix, write_strip
 from cipm.views.facts import freedom_facts
 
@@ -50,14 +51,16 @@ def read_orders(context: Context) -> dict[str, dict[str, Permutation]]:
 
 
 def _weights(context: Context, folder: Path, orders: Mapping[str, dict[str, Permutation]]) -> Iterator[dict[str, Any]]:
-    """Write every stored matrix that a group stands on, flattened to [axis 0, the rest]."""
-    plans = {name: context.symmetry.plan(chosen) for name, chosen in orders.items()}
+    """Write every stored matrix that a group stands on, flattened to [axis 0, the rest]; axes that units share come first."""
+    groups, tensors = lined_up(context.symmetry.groups, context.checkpoint.tensors)
+    symmetry = replace(context.symmetry, groups=groups)
+    plans = {name: symmetry.plan(chosen) for name, chosen in orders.items()}
     placed: dict[str, list[tuple[SymmetryGroup, Place]]] = {}
-    for group in context.symmetry.groups:
+    for group in groups:
         for place in group.places:
             placed.setdefault(place.tensor, []).append((group, place))
     for number, (key, here) in enumerate(placed.items()):
-        tensor = context.checkpoint.tensors[key]
+        tensor = tensors[key]
         if tensor.ndim < 2 or tensor.numel() > LARGEST_MATRIX or not tensor.is_floating_point():
             continue
         name = f"w{number}-{re.sub(r'[^A-Za-z0-9._-]', '_', key)}"
@@ -154,8 +157,8 @@ def _group(group: SymmetryGroup, matrices: list[dict[str, Any]], organized: Mapp
     seen = organized or {"unavailable": "The group is not proved.", "modules": []}
     mine = [m["id"] for m in matrices if group.name in (*m["groups"]["rows"], *m["groups"]["cols"])]
     return {"name": group.name, "kind": group.kind, "size": group.size, "blocks": group.blocks, "parent": group.parent,
-            "places": [{"tensor": p.tensor, "axis": p.axis} for p in group.places],
-            "taps": [{"value": t.value, "axis": t.axis, "consumers": [list(c) for c in t.consumers]} for t in group.taps],
+            "places": [{"tensor": p.tensor, "axis": p.axis, **({"axes": p.axes} if p.view else {})} for p in group.places],
+            "taps": [{name: said for name, said in tap.to_json().items() if name != "index"} for tap in group.taps],
             "proved": group.proved, "log10_members": group.log10_members, "matrices": mine,
             "similarity": seen.get("similarity"), "samples": seen.get("samples"), "rows": seen.get("rows"),
             "dead": seen.get("dead", []), "modules": seen["modules"], "levels": seen.get("levels", []),

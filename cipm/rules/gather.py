@@ -1,9 +1,11 @@
 """Choice by index: rows of tables, gathers and scatters. An index that was made by ranking units ties the axis it chooses
-from with those units; any other index pins it."""
+from with those units; any other index pins it. Units that depend on that axis (the hidden units of each expert) are then
+those of whatever was chosen."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -28,12 +30,20 @@ def units_named(call: Call, index: Value, value: Value, dim: int) -> Value | Non
     return None
 
 
+def chosen_by(call: Call, value: Value, index: Value, dim: int) -> Value:
+    """Return a value whose axes that depend on `dim` have the labels of what the index chooses there."""
+    axes = [call.book.route(axis, dim, index.name) if i != dim and isinstance(axis, np.ndarray) and axis.shape[dim] > 1
+            else axis for i, axis in enumerate(value.axes)]
+    return replace(value, axes=tuple(axes))
+
+
 @rule("embedding", codes="read")
 def embedding(call: Call) -> list[Axis]:
     """(v d), … → … d: rows are chosen by the values of the index; unless units chose them, they stay where they are."""
     weight, index = call["weight"], call["indices"]
     lead = LETTERS[:len(index.shape)]
     named = units_named(call, index, weight, 0)
+    weight = chosen_by(call, weight, index, 0)
     return call.equation([(index, lead), (weight, "yz"), *([(named, "y")] if named else [])], lead + "z")
 
 
@@ -94,6 +104,7 @@ def _gathered(call: Call, value: Value, index: Value, dim: int, names: str) -> C
     """`names` are the letters of the index; its letter at `dim` is the axis of the choices."""
     letters = LETTERS[:len(value.shape)]
     named = units_named(call, index, value, dim)
+    value = chosen_by(call, value, index, dim)
     own = letters[:dim] + "Z" + letters[dim + 1:]
     terms: list[Term] = [_cut(call, value, own, index, names), (index, names), *([(named, "Z")] if named else [])]
     return Coded(call.equation(terms, letters), value.codes)
@@ -153,13 +164,14 @@ def index(call: Call) -> list[Axis] | Coded:
     if len(chosen) == 1 and isinstance(known, torch.Tensor) and known.ndim == 1 and known.dtype is not torch.bool:
         return Coded(take(call, value, chosen[0], known.cpu().numpy() % value.shape[chosen[0]], drop=False), value.codes)
     names, out = _advanced(value, indices, chosen, len(call.shape))
-    terms = [(value, names)]
+    terms: list[Term] = []
     for i in chosen:
         width = len(indices[i].shape)
         terms.append((indices[i], _choices(indices, chosen)[-width:] if width else ""))
         named = units_named(call, indices[i], value, i)
         terms.extend([(named, names[i])] if named else [])
-    return Coded(call.equation(terms, out), value.codes)
+        value = chosen_by(call, value, indices[i], i)
+    return Coded(call.equation([(value, names), *terms], out), value.codes)
 
 
 @rule("index_put", "_unsafe_index_put", codes="read")

@@ -6,7 +6,9 @@ Every position on every axis of every stored tensor starts with a label of its o
 * *map*: a label moves only as another one does (`child ↦ parent`): an element of a head moves with its head, the
   position (c, p) of a flattened convolution with channel c. A soft map counts only if some op really uses the outer axis;
 * *colour*: labels with different colours play different roles (inside or outside a slice);
-* *pin*: a label may not move.
+* *pin*: a label may not move;
+* *route*: what stands at a place chosen by an index (the hidden units of the expert that a token was given to) has a label
+  that is another one for every number of the index.
 
 All facts are equivariant functions between sets of labels, so their automorphisms are the symmetries of the model.
 """
@@ -36,6 +38,8 @@ class Free:
 
 FREE = Free()
 UNKNOWN, FIXED_FACTOR, FREE_FACTOR, FIXED_OUTER = -1, -2, -3, -10
+Offer = tuple[int, int, int]
+"""A label on a stored axis, another axis of its tensor, and the runs of that one by which the first could be told apart."""
 Axis = np.ndarray | Fixed | Free
 """What is known of one axis: an int64 array of labels, broadcastable to the value's shape (an array that is longer
 than 1 on another axis *depends* on it: the elements of each head), or Fixed, or Free."""
@@ -82,6 +86,9 @@ class LabelBook:
     coloured: dict[tuple[object, ...], None] = field(default_factory=dict)
     probed: dict[str, bool] = field(default_factory=dict)
     outcomes: dict[tuple[object, ...], object] = field(default_factory=dict)
+    routes: dict[tuple[str, bytes], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+    offers: list[Offer] = field(default_factory=list)
 
     def mint(self, *shape: int) -> np.ndarray:
         """Return new labels, all different, in an array of this shape."""
@@ -95,6 +102,23 @@ class LabelBook:
     def factor(self, labels: np.ndarray, outer: np.ndarray, inner: np.ndarray | int) -> None:
         """Remember that each label is the pair (outer, inner), so that splitting its axis gives the pair back."""
         self.factors[0, labels], self.factors[1, labels] = outer, inner
+
+    def route(self, labels: np.ndarray, dim: int, index: str) -> np.ndarray:
+        """Return labels for what stands where an index chooses along `dim`, on which these labels depend.
+
+        The same labels chosen by the same index (by name, `sources` saying which are copies) are the same units.
+        """
+        index = self.sources.get(index, index)
+        rows = np.moveaxis(labels, dim, -1)
+        key = index, repr(labels.shape).encode() + labels.tobytes()
+        if key not in self.routes:
+            self.routes[key] = self.mint(rows.size // rows.shape[-1]), rows.reshape(-1, rows.shape[-1])
+        return np.expand_dims(self.routes[key][0].reshape(rows.shape[:-1]), dim)
+
+    def offer(self, labels: Axis, dim: int, blocks: int) -> None:
+        """Say that a stored axis is read by itself in each of `blocks` runs of another axis of its tensor."""
+        if isinstance(labels, np.ndarray):
+            self.offers.append((int(labels.flat[0]), dim, blocks))
 
     def pin(self, axis: Axis, why: Fixed) -> None:
         """Say that no label on this axis may move."""

@@ -73,7 +73,7 @@ def collect(forward: Forward, taps: Sequence[Tap], batches: Iterable[Mapping[str
     """
     classes = 0 if labels is None else int(labels.max(initial=-1)) + 1
     streams: dict[Any, _Stream] = {}
-    by_tap = {tap: streams.setdefault((tap.value, tap.axis, tap.index.shape, tap.index.tobytes()),
+    by_tap = {tap: streams.setdefault((tap.value, tap.axis, tap.outer, tap.index.shape, tap.index.tobytes()),
                                       _Stream(tap, positions, classes, (ranges or {}).get(tap.value, ActivationRange())))
               for tap in taps}
     (batch, row), first = start, start[1]
@@ -116,7 +116,7 @@ class _Stream:
 
     def add(self, activation: torch.Tensor, rows: Rows) -> None:
         """Add the samples of one batch."""
-        x, axis = activation.detach(), self.tap.axis % activation.ndim
+        x, axis = self.tap.seen(activation.detach())
         if axis == 0:
             x, axis = x.unsqueeze(0), 1
         elif x.shape[0] != rows.count and x.shape[0] % rows.count == 0:

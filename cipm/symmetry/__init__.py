@@ -6,6 +6,7 @@ from cipm.symmetry.continuous_proof import prove_continuous, with_continuous
 from cipm.symmetry.discover import discover_groups
 from cipm.symmetry.freedoms import ContinuousSymmetry
 from cipm.symmetry.groups import Certificate, GroupProof, Pin, Place, Symmetry, SymmetryGroup, Tap, symmetry_from_json
+from cipm.symmetry.lined_up import lined_up
 from cipm.symmetry.normalise import NORMAL_KINDS, Normalised, normalise
 from cipm.symmetry.rescaling import Rescaling, rescaling_from_json
 from cipm.symmetry.sweep import compare
@@ -13,5 +14,5 @@ from cipm.symmetry.walk import example_inputs, index_limits
 
 __all__ = ["NORMAL_KINDS", "TOLERANCE", "Certificate", "ContinuousSymmetry", "GroupProof", "Normalised", "Pin", "Place",
            "Rescaling", "Symmetry", "SymmetryGroup", "Tap", "compare", "discover_continuous", "discover_groups",
-           "example_inputs", "index_limits", "normalise", "prove", "prove_continuous", "random_member", "rescaling_from_json",
-           "symmetry_from_json", "with_continuous"]
+           "example_inputs", "index_limits", "lined_up", "normalise", "prove", "prove_continuous", "random_member",
+           "rescaling_from_json", "symmetry_from_json", "with_continuous"]

@@ -36,6 +36,8 @@ def apply_rule(node: Node, values: Mapping[str, Any], book: LabelBook, metas: An
 def _result(call: Call, several: bool, made: Any, dtypes: list[torch.dtype | None], codes: str = "pin") -> Any:
     """Return the value (or values) of a node; raises AssertionError where the axes do not fit the shapes."""
     name = call.node.name
+    if codes == "move":
+        _remember_source(call, dtypes[0])
     if codes == "pin":
         pin_codes(call)
     named = moved_codes(call) if codes == "move" else None
@@ -43,6 +45,18 @@ def _result(call: Call, several: bool, made: Any, dtypes: list[torch.dtype | Non
         return _value(name, call.shape, made[0] if _nested(made) else made, named, dtypes[0])
     return tuple(_value(f"{name}:{i}", shape, own, named, dtype)
                  for i, (own, shape, dtype) in enumerate(zip(made, call.shapes, dtypes, strict=True)))
+
+
+def _remember_source(call: Call, dtype: torch.dtype | None) -> None:
+    """Remember of which integers a result is the copy, in another shape: they choose the same."""
+    values = call.values()
+    if dtype is not None and not dtype.is_floating_point and len(values) == 1 and call.node.op.split(".")[1] in _SAME_NUMBERS:
+        sources = call.book.sources
+        sources[call.node.name] = sources.get(values[0].name, values[0].name)
+
+
+_SAME_NUMBERS = frozenset(("view", "view_copy", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze",
+                           "expand", "clone", "_to_copy", "to", "contiguous", "alias", "detach"))
 
 
 def _value(name: str, shape: tuple[int, ...], made: Any, codes: np.ndarray | None, dtype: torch.dtype | None) -> Value:

@@ -15,7 +15,7 @@ import torch
 
 from cipm.load.checkpoint import Checkpoint
 from cipm.permutation import Permutation, Plan, compose
-from cipm.symmetry.groups import Certificate, GroupProof, Place, Symmetry, SymmetryGroup, Tap
+from cipm.symmetry.groups import Certificate, GroupProof, Place, Symmetry, SymmetryGroup
 from cipm.symmetry.sweep import Difference, Variant, sweep
 from cipm.symmetry.walk import example_inputs
 
@@ -90,10 +90,7 @@ class _Proof:
             parts = [group] if self.proofs[group.name].passed else self._parts(group)
             kept += parts
             if parts != [group]:
-                left = sum(part.size for part in parts)
-                notes.append(f"{group.name} was found but failed the proof and is left out" if not parts else
-                             f"{group.name} failed the proof as a whole; {left} of its {group.size} units are proved in "
-                             f"{len(parts)} part{'s' * (len(parts) > 1)}")
+                notes.append(_about_parts(group, parts))
         return tuple(kept), notes, self.together(kept) if notes else together
 
     def together(self, groups: Sequence[SymmetryGroup]) -> Difference:
@@ -157,9 +154,15 @@ class _Proof:
         return frozenset(value for value, names in self.symmetry.carried.items() if name in names)
 
     def _parts(self, group: SymmetryGroup) -> list[SymmetryGroup]:
-        """Return the largest parts of a failing group that halving finds to hold by themselves."""
+        """Return the largest parts of a failing group that halving finds to hold by themselves.
+
+        Units that do not move by themselves in every slice of a stack may still move alike in all of them.
+        """
         if group.blocks > 1:
-            return []
+            parts = [alike(group)] if group.stacked else []
+            if parts:
+                self._measure(parts)
+            return [part for part in parts if self.proofs[part.name].passed]
         least = max(2, int(group.size * LEAST_PART))
         found: list[np.ndarray] = []
         waiting = [np.arange(group.size)]
@@ -196,14 +199,33 @@ class _Proof:
         return replace(self.symmetry, groups=tuple(groups))
 
 
+def _about_parts(group: SymmetryGroup, parts: Sequence[SymmetryGroup]) -> str:
+    """Say what is left of a group that failed."""
+    if not parts:
+        return f"{group.name} was found but failed the proof and is left out"
+    if group.blocks > 1:
+        return f"{group.name} failed the proof where each slice has an order of its own; that all slices move alike is proved"
+    left = sum(part.size for part in parts)
+    return (f"{group.name} failed the proof as a whole; {left} of its {group.size} units are proved in "
+            f"{len(parts)} part{'s' * (len(parts) > 1)}")
+
+
 PART = ".part"
 
 
 def _part(group: SymmetryGroup, units: np.ndarray, suffix: str) -> SymmetryGroup:
     """Return a group of some of the units of another."""
-    places = tuple(Place(p.tensor, p.axis, p.length, p.index[units]) for p in group.places)
-    taps = tuple(Tap(t.value, t.axis, t.index[units], t.consumers) for t in group.taps)
+    places = tuple(replace(p, index=p.index[units]) for p in group.places)
+    taps = tuple(replace(t, index=t.index[units]) for t in group.taps)
     return replace(group, name=group.name + suffix, size=units.size, places=places, taps=taps)
+
+
+def alike(group: SymmetryGroup) -> SymmetryGroup:
+    """Return the group of the units at equal places of all blocks."""
+    width = group.size // group.blocks
+    places = tuple(replace(p, index=p.index.reshape(group.blocks, width, -1).swapaxes(0, 1).reshape(width, -1))
+                   for p in group.places)
+    return replace(group, size=width, blocks=1, parent=None, places=places, taps=())
 
 
 def _worst(differences: Sequence[Difference]) -> Difference:
@@ -223,7 +245,7 @@ def _moving(group: SymmetryGroup, generator: np.random.Generator) -> Permutation
 def _part_alone(checkpoint: Checkpoint, group: SymmetryGroup, number: int) -> Plan | None:
     """Return a plan that moves a part of what is tied: one tensor alone, or one element of each unit."""
     shift = Permutation(np.concatenate([np.roll(run, 1) for run in np.split(np.arange(group.size), group.blocks)]))
-    plans = (Plan(compose([((p.tensor, p.axis), p.length, p.index, shift)]), {}) for p in _tied_parts(checkpoint, group))
+    plans = (Plan(compose([part.move(shift)]), {}) for part in _tied_parts(checkpoint, group))
     return next((plan for i, plan in enumerate(plans) if i == number), None)
 
 

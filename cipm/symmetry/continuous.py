@@ -199,7 +199,7 @@ def _matrices(finder: _Finder, blocks: Iterable[Block], scales: Sequence[Continu
 def _describe(finder: _Finder, freedom: ContinuousSymmetry) -> ContinuousSymmetry:
     """Name a freedom after the tensor that it changes first, and find the permutation group of the same units."""
     first = freedom.places[0]
-    group = next((g.name for g in finder.groups for p in g.places if (p.tensor, p.axis) == (first.tensor, first.axis)
+    group = next((g.name for g in finder.groups for p in g.places if (p.tensor, p.along) == (first.tensor, first.axis)
                   and first.blocks == 1 and g.size == freedom.units and _same_positions(p.index, first.index)), None)
     base = re.sub(r"[^A-Za-z0-9._-]", "_", first.tensor).removesuffix(".weight").removesuffix(".bias")
     return replace(freedom, name=base, group=group, conditions=tuple(_conditions(freedom)))

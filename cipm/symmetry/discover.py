@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from cipm.load.checkpoint import Checkpoint
+from cipm.permutation import View
 from cipm.rules import Fixed, Value
 from cipm.symmetry.groups import Pin, Place, Symmetry, SymmetryGroup, Tap
 from cipm.symmetry.probing import probe_notes
+from cipm.symmetry.refine import find_candidates, told_apart
+from cipm.symmetry.shapes import Observed, observe
 from cipm.symmetry.structure import Family, Structure, Table, build_structure, find_families, unit_places
-from cipm.symmetry.walk import Walk, example_inputs, walk
+from cipm.symmetry.walk import Spot, Walk, example_inputs, walk
 from cipm.trace.graph import Graph
+
+ROUNDS = 3
+"""How often the graph is walked again, without what could not be told apart."""
 
 
 def discover_groups(checkpoint: Checkpoint, *, seed: int = 0) -> Symmetry:
@@ -26,17 +33,42 @@ def discover_groups(checkpoint: Checkpoint, *, seed: int = 0) -> Symmetry:
     specifications of Ainsworth, Hayase, Srinivasa, "Git Re-Basin" (ICLR 2023).
     """
     inputs = example_inputs(checkpoint, generator=torch.Generator().manual_seed(seed))
-    walked = walk(checkpoint, inputs)
-    structure = build_structure(walked)
-    families = find_families(structure)
+    walked, structure, families, left_out = _finest(checkpoint, inputs)
     names = _names(structure, families, _read_axes(walked), checkpoint)
     carried = _carried(families, names, structure, walked)
     parents = _parents(families, names, structure)
-    groups = tuple(_group(family, names[family], parents[family], structure, walked, checkpoint, carried)
-                   for family in families)
-    notes = (*checkpoint.origin.get("notes", ()), *probe_notes(walked.book.probed))
+    groups = _with_kinds(tuple(_group(family, names[family], parents[family], structure, walked, checkpoint, carried)
+                               for family in families))
+    notes = (*checkpoint.origin.get("notes", ()), *probe_notes(walked.book.probed), *left_out)
     pins = _pins(checkpoint, structure, groups, families, walked)
     return Symmetry(groups, pins, None, _movable_share(checkpoint, groups), notes, carried)
+
+
+def _finest(checkpoint: Checkpoint,
+            inputs: Mapping[str, torch.Tensor]) -> tuple[Walk, Structure, list[Family], list[str]]:
+    """Walk, and walk again with finer labels where units may be told apart for every slice of a stack."""
+    observed = observe(checkpoint, inputs)
+    first = walked, structure, families = _walked(checkpoint, inputs, observed, {})
+    candidates, many = find_candidates(checkpoint, walked, structure, families, _filters(checkpoint.graph))
+    notes = [f"{many} stack{'s' * (many > 1)} of tensors {'have' if many > 1 else 'has'} too many units to tell those of "
+             "its slices apart: they move alike"] if many else []
+    for _ in range(ROUNDS):
+        if not candidates:
+            break
+        views = {spot: view for candidate in candidates for spot, view in candidate.views.items()}
+        made = _walked(checkpoint, inputs, observed, views)
+        held = [candidate for candidate in candidates if told_apart(candidate, *made)]
+        if len(held) == len(candidates):
+            return *made, notes
+        candidates = held
+    return *first, notes
+
+
+def _walked(checkpoint: Checkpoint, inputs: Mapping[str, torch.Tensor], observed: Observed,
+            views: Mapping[Spot, View]) -> tuple[Walk, Structure, list[Family]]:
+    walked = walk(checkpoint, inputs, views=views, observed=observed)
+    structure = build_structure(walked)
+    return walked, structure, find_families(structure)
 
 
 def _carried(families: Sequence[Family], names: Mapping[Family, str], structure: Structure,
@@ -46,6 +78,9 @@ def _carried(families: Sequence[Family], names: Mapping[Family, str], structure:
     owners = Table.of(np.concatenate([np.zeros(0, np.int64), *(classes for classes, _ in pairs)]),
                       np.concatenate([np.zeros(0, np.int64), *(np.full(classes.size, number) for classes, number in pairs)]),
                       structure.pin.size)
+    number, behind = owners.gather(structure.routed[1])
+    chosen = np.unique(np.stack([structure.routed[0][number], behind]), axis=1)
+    owners = Table.of(np.concatenate([owners.classes, chosen[0]]), np.concatenate([owners.rows, chosen[1]]), structure.pin.size)
     order = list(names.values())
     known: dict[int, tuple[np.ndarray, list[int]]] = {}
 
@@ -70,8 +105,8 @@ def _parents(families: Sequence[Family], names: Mapping[Family, str], structure:
 
 def _group(family: Family, name: str, parent: str | None, structure: Structure, walked: Walk, checkpoint: Checkpoint,
            carried: Mapping[str, Sequence[str]]) -> SymmetryGroup:
-    places = tuple(Place(*structure.axes[number], checkpoint.meta(structure.axes[number][0]).shape[structure.axes[number][1]],
-                         index) for number, index in unit_places(structure, family.units).items())
+    places = tuple(_place(structure, number, index, checkpoint)
+                   for number, index in unit_places(structure, family.units).items())
     owner, classes = structure.members(family.units)
     unit_of = np.full(structure.pin.size, -1)
     unit_of[classes] = owner
@@ -82,44 +117,68 @@ def _group(family: Family, name: str, parent: str | None, structure: Structure, 
     return SymmetryGroup(name, kind, family.units.size, family.blocks, parent, places, taps)
 
 
+def _place(structure: Structure, number: int, index: np.ndarray, checkpoint: Checkpoint) -> Place:
+    (key, axis), view = structure.axes[number], structure.views[number]
+    return Place(key, axis, checkpoint.meta(key).shape[axis] if view is None else view.length, index, view)
+
+
+def _with_kinds(groups: tuple[SymmetryGroup, ...]) -> tuple[SymmetryGroup, ...]:
+    """Say of units inside experts that they are that, and of the slices of a stack that they are heads where nothing chooses."""
+    experts = {group.name for group in groups if group.kind == "experts"}
+    slices = {group.parent for group in groups if group.stacked} - experts
+    kinds = {group.name: "heads" for group in groups if group.name in slices}
+    kinds |= {group.name: "units in experts" for group in groups
+              if group.parent in experts and group.kind == "units in heads"}
+    return tuple(replace(group, kind=kinds.get(group.name, group.kind)) for group in groups)
+
+
 def _taps(unit_of: np.ndarray, size: int, name: str, walked: Walk, carried: Mapping[str, Sequence[str]]) -> tuple[Tap, ...]:
     """Return where the group is read by weights; where none reads it, the last value that shows every unit alone.
 
     `unit_of[label]` is the unit of a label, −1 for none.
     """
-    readers: dict[tuple[str, int], tuple[np.ndarray, list[tuple[str, int]]]] = {}
-    owner = {int(labels[0]): key for key, labels in walked.atoms.items() if labels.size}
+    readers: dict[tuple[str, int], tuple[int | None, np.ndarray, list[tuple[str, int]]]] = {}
+    owner = walked.owners()
     for consumer in walked.consumers:
         if name not in carried.get(consumer.value.name, (name,)):
             continue
-        index = _index(consumer.value, consumer.axis, unit_of, size)
+        outer, index = _index(consumer.value, consumer.axis, unit_of, size)
         place = _stored_axis(consumer.operand, consumer.operand_axis, owner)
         if index is not None and place is not None:
-            readers.setdefault((consumer.value.name, consumer.axis), (index, []))[1].append(place)
-    taps = tuple(Tap(value, axis, index, tuple(dict.fromkeys(places)))
-                 for (value, axis), (index, places) in readers.items())
+            readers.setdefault((consumer.value.name, consumer.axis), (outer, index, []))[2].append(place)
+    taps = tuple(Tap(value, axis, index, tuple(dict.fromkeys(places)), outer)
+                 for (value, axis), (outer, index, places) in readers.items())
     return taps or _fallback_tap(unit_of, size, [value for value in walked.values if name in carried.get(value.name, ())])
 
 
 def _fallback_tap(unit_of: np.ndarray, size: int, values: Sequence[Value]) -> tuple[Tap, ...]:
+    deeper = None
     for value in reversed(values):
         for axis in range(len(value.axes)):
-            index = _index(value, axis, unit_of, size)
+            outer, index = _index(value, axis, unit_of, size)
             if index is not None and index.shape[1] == 1:
-                return (Tap(value.name, axis, index, ()),)
-    return ()
+                tap = Tap(value.name, axis, index, (), outer)
+                if outer is None:
+                    return (tap,)
+                deeper = deeper or tap
+    return (deeper,) if deeper else ()
 
 
-def _index(value: Value, axis: int, unit_of: np.ndarray, size: int) -> np.ndarray | None:
-    """Return [units, elements] positions of the units on this axis, or None where they do not all stand there alike."""
+def _index(value: Value, axis: int, unit_of: np.ndarray, size: int) -> tuple[int | None, np.ndarray | None]:
+    """Return [units, elements] positions of the units on this axis, or None where they do not all stand there alike.
+
+    The first result is an axis on which the units depend too: positions are then those of both, taken as one.
+    """
     labels = value.axes[axis]
-    if not isinstance(labels, np.ndarray) or labels.size != value.shape[axis]:
-        return None
-    units = unit_of[labels.ravel()]
+    wide = [other for other, n in enumerate(labels.shape) if other != axis and n > 1] if isinstance(labels, np.ndarray) else []
+    if not isinstance(labels, np.ndarray) or len(wide) > 1 or labels.shape[axis] != value.shape[axis]:
+        return None, None
+    outer = wide[0] if wide else None
+    units = unit_of[(labels if outer is None else np.moveaxis(labels, (outer, axis), (-2, -1))).ravel()]
     counts = np.bincount(units[units >= 0], minlength=size)
     if counts[0] == 0 or (counts != counts[0]).any():
-        return None
-    return np.argsort(np.where(units < 0, size, units), kind="stable")[:size * counts[0]].reshape(size, counts[0])
+        return None, None
+    return outer, np.argsort(np.where(units < 0, size, units), kind="stable")[:size * counts[0]].reshape(size, counts[0])
 
 
 def _stored_axis(operand: Value, axis: int, owner: Mapping[int, tuple[str, int]]) -> tuple[str, int] | None:
@@ -156,7 +215,7 @@ def _carries(structure: Structure, family: Family) -> bool:
 
 def _read_axes(walked: Walk) -> set[tuple[str, int]]:
     """Return the stored axes that contractions read."""
-    owner = {int(labels[0]): key for key, labels in walked.atoms.items() if labels.size}
+    owner = walked.owners()
     return {place for c in walked.consumers if (place := _stored_axis(c.operand, c.operand_axis, owner)) is not None}
 
 
@@ -190,7 +249,7 @@ def _pins(checkpoint: Checkpoint, structure: Structure, groups: Sequence[Symmetr
     units = np.zeros(structure.pin.size, bool)
     units[np.concatenate([np.zeros(0, np.int64), *(family.units for family in families)])] = True
     for (key, axis), labels in walked.atoms.items():
-        classes = structure.class_of[labels]
+        classes = structure.class_of[labels.ravel()]
         if (key, axis) in moving:
             held = structure.held[classes[~units[classes]]]
             if (held >= 0).any():

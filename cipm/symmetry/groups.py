@@ -8,20 +8,55 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from cipm.errors import OptionError
-from cipm.permutation import Permutation, Plan, compose
+from cipm.permutation import Along, Move, Permutation, Plan, View, compose
 from cipm.symmetry.freedoms import ContinuousSymmetry, freedom_from_json
 
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Where a group's units stand on one axis of one tensor: `index` [units, elements] of positions on that axis."""
+    """Where a group's units stand on one axis of one tensor: `index` [units, elements] of its `length` positions.
+
+    With a `view`, positions are those of two axes taken as one (the units of every expert, in a stack of experts), and
+    `axis` is the axis of the tensor along which the units of one of them stand.
+    """
 
     tensor: str
     axis: int
     length: int
     index: np.ndarray
+    view: View | None = None
+
+    @property
+    def along(self) -> Along:
+        """Return what a plan moves here: the axis, or the view."""
+        return self.axis if self.view is None else self.view
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Return the axes of the tensor on which the units stand."""
+        return (self.axis,) if self.view is None else tuple(sorted({self.view.axes[0], self.axis}))
+
+    def move(self, permutation: Permutation) -> Move:
+        """Return what `compose` takes: these units, moved."""
+        return (self.tensor, self.along), self.length, self.index, permutation
+
+    def line_up(self, tensor: Any) -> Any:
+        """Return the tensor (torch or numpy) as [positions, the other axes…]."""
+        if self.view is not None:
+            return self.view.line_up(tensor)
+        return np.moveaxis(tensor, self.axis, 0) if isinstance(tensor, np.ndarray) else tensor.movedim(self.axis, 0)
+
+    def rows(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return everything that stands at each position, as [positions, entries]."""
+        return self.line_up(tensor).reshape(self.length, -1)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the place as JSON-ready values; `place_from_json` gives it back."""
+        view = {} if self.view is None else {"view": {"shape": list(self.view.shape), "axes": list(self.view.axes)}}
+        return {"tensor": self.tensor, "axis": self.axis, "length": self.length, "index": self.index.tolist(), **view}
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,19 +64,33 @@ class Tap:
     """A graph value whose activations represent the group where its consumers read it.
 
     `value` is the value's name, `axis` the axis of the units, `index` [units, elements] the positions of each unit on
-    it. `consumers` are the (tensor, axis) of the weights that contract over this axis of this value.
+    it. `consumers` are the (tensor, axis) of the weights that contract over this axis of this value. With `outer`, positions
+    are those of two axes taken as one, `outer` the slower: the units of every expert in [experts, samples, units].
     """
 
     value: str
     axis: int
     index: np.ndarray
     consumers: tuple[tuple[str, int], ...]
+    outer: int | None = None
 
     @property
     def key(self) -> str:
         """Name what is observed here, for storage: equal keys see equal samples."""
         content = np.ascontiguousarray(self.index, dtype=np.int64)
-        return f"{self.value}@{self.axis}@{hashlib.sha256(repr(content.shape).encode() + content.tobytes()).hexdigest()[:16]}"
+        axes = self.axis if self.outer is None else f"{self.outer}x{self.axis}"
+        return f"{self.value}@{axes}@{hashlib.sha256(repr(content.shape).encode() + content.tobytes()).hexdigest()[:16]}"
+
+    def seen(self, activation: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """Return the activation with its units on one axis, and that axis."""
+        if self.outer is None:
+            return activation, self.axis % activation.ndim
+        return activation.movedim((self.outer, self.axis), (-2, -1)).flatten(-2), activation.ndim - 2
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the tap as JSON-ready values; `tap_from_json` gives it back."""
+        return {"value": self.value, "axis": self.axis, "index": self.index.tolist(),
+                "consumers": [list(c) for c in self.consumers], **({} if self.outer is None else {"outer": self.outer})}
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +110,11 @@ class SymmetryGroup:
     places: tuple[Place, ...]
     taps: tuple[Tap, ...]
     proved: bool = False
+
+    @property
+    def stacked(self) -> bool:
+        """Tell whether the units stand on two axes of some tensor at once."""
+        return any(place.view is not None for place in self.places)
 
     @property
     def log10_members(self) -> float:
@@ -140,6 +194,11 @@ class Symmetry:
         raise OptionError(f"There is no group {name!r}; the groups are {', '.join(g.name for g in self.groups)}.")
 
     @property
+    def views(self) -> dict[tuple[str, int], View]:
+        """Return the views of stored axes along which groups stand: what `walk` needs to tell their units apart."""
+        return {(p.tensor, p.axis): p.view for group in self.groups for p in group.places if p.view is not None}
+
+    @property
     def log10_equivalents(self) -> float:
         """Return log10 of the number of equivalent parameterisations that the proved groups generate."""
         return sum(group.log10_members for group in self.groups if group.proved)
@@ -151,9 +210,8 @@ class Symmetry:
             if len(permutation) != group.size or not permutation.keeps_blocks(group.blocks):
                 raise OptionError(f"The order for {name} must permute {group.size} units within {group.blocks} blocks; "
                                   f"it has {len(permutation)}.", where=name)
-        moves = [((place.tensor, place.axis), place.length, place.index, orders[group.name])
-                 for group in self.groups if group.name in orders for place in group.places]
-        return Plan(compose(moves), dict(orders))
+        return Plan(compose(place.move(orders[group.name]) for group in self.groups if group.name in orders
+                            for place in group.places), dict(orders))
 
     def with_proof(self, certificate: Certificate, proved: set[str]) -> Symmetry:
         """Return the same symmetry with its certificate and the proved groups marked."""
@@ -165,10 +223,8 @@ class Symmetry:
         return {
             "groups": [{"name": g.name, "kind": g.kind, "size": g.size, "blocks": g.blocks, "parent": g.parent,
                         "proved": g.proved,
-                        "places": [{"tensor": p.tensor, "axis": p.axis, "length": p.length, "index": p.index.tolist()}
-                                   for p in g.places],
-                        "taps": [{"value": t.value, "axis": t.axis, "index": t.index.tolist(),
-                                  "consumers": [list(c) for c in t.consumers]} for t in g.taps]}
+                        "places": [place.to_json() for place in g.places],
+                        "taps": [tap.to_json() for tap in g.taps]}
                        for g in self.groups],
             "pins": [asdict(pin) for pin in self.pins],
             "certificate": asdict(self.certificate) if self.certificate else None,
@@ -180,13 +236,25 @@ class Symmetry:
         }
 
 
+def place_from_json(payload: Mapping[str, Any]) -> Place:
+    """Rebuild a Place from its `to_json`."""
+    view = payload.get("view")
+    return Place(payload["tensor"], payload["axis"], payload["length"], np.asarray(payload["index"]),
+                 View(tuple(view["shape"]), tuple(view["axes"])) if view else None)
+
+
+def tap_from_json(payload: Mapping[str, Any]) -> Tap:
+    """Rebuild a Tap from its `to_json`."""
+    return Tap(payload["value"], payload["axis"], np.asarray(payload["index"]),
+               tuple((key, axis) for key, axis in payload["consumers"]), payload.get("outer"))
+
+
 def symmetry_from_json(payload: Mapping[str, Any]) -> Symmetry:
     """Rebuild a Symmetry from its `to_json`."""
     groups = tuple(
         SymmetryGroup(g["name"], g["kind"], g["size"], g["blocks"], g["parent"],
-                      tuple(Place(p["tensor"], p["axis"], p["length"], np.asarray(p["index"])) for p in g["places"]),
-                      tuple(Tap(t["value"], t["axis"], np.asarray(t["index"]), tuple((k, a) for k, a in t["consumers"]))
-                            for t in g["taps"]),
+                      tuple(map(place_from_json, g["places"])),
+                      tuple(map(tap_from_json, g["taps"])),
                       g["proved"])
         for g in payload["groups"])
     certificate = _certificate(payload["certificate"]) if payload["certificate"] else None

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from cipm.permutation import View
 from cipm.rules import Fixed
+from cipm.symmetry.routes import Routes
 from cipm.symmetry.walk import Walk
 
 Pairs = np.ndarray
@@ -35,6 +37,11 @@ class Table:
         """Return the table that lists rows [n] or [n, columns] under their classes [n], in the order given."""
         order = np.argsort(classes, kind="stable")
         return cls(np.concatenate([[0], np.cumsum(np.bincount(classes, minlength=count))]), rows[order])
+
+    @property
+    def classes(self) -> np.ndarray:
+        """Return the class of every row."""
+        return np.repeat(np.arange(self.start.size - 1), np.diff(self.start))
 
     def __getitem__(self, c: int) -> np.ndarray:
         return self.rows[self.start[c]:self.start[c + 1]]
@@ -58,7 +65,9 @@ class Structure:
     `where[c]` are the stored positions (number of the axis, place) of class c; `above[c]` the classes it moves with,
     `below[c]` those that move with it; `pin[c]` the number of the reason why it may not move, or −1; `held[c]` of the
     reason why it keeps its place within what carries it. `role[c]` tells whether its place on some fixed axis tells it
-    apart. `standing[c]` sums up axes and marks.
+    apart. `standing[c]` sums up axes and marks. `views[n]` is the view in which the positions of axis n are counted,
+    `outer[n]` the number of the axis whose positions are its slices. `routed` are (class of what an index chooses, class of
+    what that can be).
     """
 
     class_of: np.ndarray
@@ -71,6 +80,9 @@ class Structure:
     reasons: tuple[Fixed, ...]
     role: np.ndarray
     standing: np.ndarray
+    views: tuple[View | None, ...]
+    outer: tuple[int | None, ...]
+    routed: Pairs
 
     def members(self, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (number of the unit, class) for every unit and all that it carries."""
@@ -89,19 +101,25 @@ class Family:
 
 def build_structure(walk: Walk) -> Structure:
     """Resolve all facts of a walk into classes."""
-    class_of, direct = _classes(walk)
+    routes = Routes.of(walk.book)
+    walk = replace(walk, book=routes.spread(walk.book)) if routes.labels.size else walk
+    class_of, direct = _classes(walk, routes)
     count = int(class_of.max(initial=-1)) + 1
     above = _closure(direct, count)
-    labels = [class_of[walk.atoms[key]] for key in walk.atoms]
+    labels = [class_of[walk.atoms[key].ravel()] for key in walk.atoms]
     stand = np.concatenate([np.zeros((0, 2), np.int64), *(
         np.stack([np.full(c.size, number), np.arange(c.size)], axis=1) for number, c in enumerate(labels))])
     where = Table.of(np.concatenate([np.zeros(0, np.int64), *labels]), stand, count)
     child = np.repeat(np.arange(count), above.size(np.arange(count)))
     below = Table.of(above.rows, child, count)
     marks, role = _marks(walk, class_of, count)
-    standing = _mix(_summed(_classes_of(where), _hash(where.rows[:, 0], 1), count)) + marks
+    standing = _mix(_summed(where.classes, _hash(where.rows[:, 0], 1), count)) + marks
     pin, held, reasons = _pinned(walk, class_of, child, above.rows, count)
-    return Structure(class_of, tuple(walk.atoms), where, above, below, pin, held, reasons, role, standing)
+    views = tuple(walk.views.get(spot) for spot in walk.atoms)
+    number = {spot: n for n, spot in enumerate(walk.atoms)}
+    outer = tuple(view and number[spot[0], view.axes[0]] for spot, view in zip(walk.atoms, views, strict=True))
+    return Structure(class_of, tuple(walk.atoms), where, above, below, pin, held, reasons, role, standing, views, outer,
+                     class_of[routes.pairs()])
 
 
 def find_families(structure: Structure) -> list[Family]:
@@ -126,18 +144,22 @@ def find_families(structure: Structure) -> list[Family]:
 
 
 def unit_places(structure: Structure, units: np.ndarray) -> dict[int, np.ndarray]:
-    """Return where units stand with all that they carry: axis number → positions [units, elements], ascending."""
+    """Return where units stand with all that they carry: axis number → positions [units, elements], ascending.
+
+    What moves whole positions of an axis moves all that views have on them: only the axis is listed.
+    """
     owner, classes = structure.members(units)
     number, rows = structure.where.gather(classes)
     unit, axis, place = owner[number], rows[:, 0], rows[:, 1]
     order = np.lexsort((place, unit, axis))
     cuts = np.flatnonzero(np.diff(axis[order])) + 1
-    return {int(axis[run[0]]): place[run].reshape(units.size, -1) for run in np.split(order, cuts)} if order.size else {}
+    found = {int(axis[run[0]]): place[run].reshape(units.size, -1) for run in np.split(order, cuts)} if order.size else {}
+    return {n: index for n, index in found.items() if (outer := structure.outer[n]) is None or outer not in found}
 
 
 # --- classes ----------------------------------------------------------------------------------------------------------
 
-def _classes(walk: Walk) -> tuple[np.ndarray, Pairs]:
+def _classes(walk: Walk, routes: Routes) -> tuple[np.ndarray, Pairs]:
     """Return the class of every label (connected by ties) and the maps between classes that count.
 
     Facts that follow are added until none is new: two block structures of the same labels that cut alike are one; where
@@ -159,7 +181,7 @@ def _classes(walk: Walk) -> tuple[np.ndarray, Pairs]:
         looped = np.flatnonzero(np.bincount(circle[:first.size], minlength=first.size)[circle[:first.size]] > 1)
         leader = {int(circle[c]): int(c) for c in looped[::-1]}
         same = np.concatenate([same, np.array([looped, [leader[int(circle[c])] for c in looped]], dtype=np.int64)], axis=1)
-        new_ties = first[same[:, same[0] != same[1]]]
+        new_ties = np.concatenate([first[same[:, same[0] != same[1]]], routes.ties(class_of)], axis=1)
         known = first[class_of[maps]]
         new_maps = np.setdiff1d(_coded(first[finer], book.count), _coded(known, book.count))
         if not new_ties.size and not new_maps.size:
@@ -250,7 +272,7 @@ def _roles(structure: Structure) -> np.ndarray:
     """Return for each class the number that sums up all that tells it apart from others: what it moves with by identity,
     and of what it carries the kinds alone."""
     count = structure.pin.size
-    lower, upper = _classes_of(structure.above), structure.above.rows
+    lower, upper = structure.above.classes, structure.above.rows
     above = _summed(lower, _hash(upper, 4), count)
     number, top = structure.above.gather(upper)  # chains lower[number] < upper[number] < top
     pair = np.searchsorted(_coded(np.stack([lower, upper]), count), _coded(np.stack([lower[number], top]), count))
@@ -262,12 +284,12 @@ def _roles(structure: Structure) -> np.ndarray:
 
 def _first_places(structure: Structure) -> np.ndarray:
     """Return for each class its first stored position, or that of what it carries, as one number."""
-    classes, rows = _classes_of(structure.where), structure.where.rows
+    classes, rows = structure.where.classes, structure.where.rows
     far = np.iinfo(np.int64).max
     own = np.full(structure.pin.size, far)
     np.minimum.at(own, classes, rows[:, 0] << 32 | rows[:, 1])
     first = own.copy()
-    np.minimum.at(first, structure.above.rows, own[_classes_of(structure.above)])
+    np.minimum.at(first, structure.above.rows, own[structure.above.classes])
     return first
 
 
@@ -322,11 +344,6 @@ def _summed(owner: np.ndarray, numbers: np.ndarray, count: int) -> np.ndarray:
     total = np.zeros(count, np.uint64)
     np.add.at(total, owner, numbers)
     return total
-
-
-def _classes_of(table: Table) -> np.ndarray:
-    """Return the class of every row of a table."""
-    return np.repeat(np.arange(table.start.size - 1), np.diff(table.start))
 
 
 def _coded(pairs: Pairs, count: int) -> np.ndarray:

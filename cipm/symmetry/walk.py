@@ -5,30 +5,56 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from cipm.load.checkpoint import Checkpoint
+from cipm.permutation import View
 from cipm.rules import FREE, Consumer, Fixed, LabelBook, Value
 from cipm.symmetry.apply import apply_rule
-from cipm.symmetry.shapes import observe
+from cipm.symmetry.shapes import Observed, observe
 from cipm.trace.graph import Graph, Input, Node
 
 SYMBOL_SIZES = (3, 12)
 """Example size of the first symbolic dimension (the batch) and of any other (a sequence)."""
 
+Spot = tuple[str, int]
+"""A stored tensor's key and one of its axes."""
+
+
+@dataclass(frozen=True)
+class Summed:
+    """The axes of a stored tensor that are summed over in some value, and those that stay there."""
+
+    tensor: str
+    axes: frozenset[int]
+    rest: frozenset[int]
+
 
 @dataclass(frozen=True)
 class Walk:
-    """What the walk learned: the facts, the labels of every stored axis, who reads what, and the values computed."""
+    """What the walk learned: the facts, the labels of every stored axis, who reads what, and the values computed.
+
+    An axis with a view has labels [outer, size of the axis]: others for every position of the view's other axes.
+    """
 
     book: LabelBook
-    atoms: Mapping[tuple[str, int], np.ndarray]
+    atoms: Mapping[Spot, np.ndarray]
     consumers: tuple[Consumer, ...]
     values: tuple[Value, ...]
+    views: Mapping[Spot, View] = field(default_factory=dict)
+    summed: frozenset[Summed] = frozenset()
+
+    def owners(self) -> dict[int, Spot]:
+        """Return the stored axis of each first label."""
+        return {int(labels.flat[0]): spot for spot, labels in self.atoms.items() if labels.size}
+
+    def stored(self, name: str, tensor: torch.Tensor, key: str) -> Value:
+        """Return a stored tensor with the labels of its axes."""
+        return _stored(name, tensor, key, self.atoms, self.views)
 
 
 def example_inputs(checkpoint: Checkpoint, *, generator: torch.Generator,
@@ -85,16 +111,23 @@ def read_tensors(graph: Graph) -> set[str]:
     return {key for name, key in graph.tensors.items() if name in used}
 
 
-def walk(checkpoint: Checkpoint, inputs: Mapping[str, torch.Tensor]) -> Walk:
-    """Run the graph on example inputs and collect what every op says about labels."""
-    graph = checkpoint.graph
-    observed = observe(checkpoint, inputs)
+def walk(checkpoint: Checkpoint, inputs: Mapping[str, torch.Tensor], *, views: Mapping[Spot, View] | None = None,
+         observed: Observed | None = None) -> Walk:
+    """Run the graph on example inputs and collect what every op says about labels.
+
+    `views` are the stored axes whose positions have labels of their own for every position of other axes: the last axis of a
+    view is the stored one. `observed` saves running the graph again.
+    """
+    graph, views = checkpoint.graph, views or {}
+    observed = observed or observe(checkpoint, inputs)
     contents = observed.contents
     book, consumers = LabelBook(), []
     read = read_tensors(graph)
-    atoms = {(key, axis): book.mint(size) for key in dict.fromkeys(graph.tensors.values()) if key in read
+    atoms = {(key, axis): book.mint(*_outer(views.get((key, axis))), size)
+             for key in dict.fromkeys(graph.tensors.values()) if key in read
              for axis, size in enumerate(checkpoint.meta(key).shape)}
-    values: dict[str, Any] = {name: _stored(name, checkpoint.meta(key), key, atoms)
+    _tell_apart(book, atoms, views)
+    values: dict[str, Any] = {name: _stored(name, checkpoint.meta(key), key, atoms, views)
                               for name, key in graph.tensors.items() if key in read}
     for i in graph.inputs:
         fixed = Fixed("input", i.name, f"it is an axis of the model's input {i.name!r}")
@@ -110,7 +143,8 @@ def walk(checkpoint: Checkpoint, inputs: Mapping[str, torch.Tensor]) -> Walk:
             book.pin(axis, Fixed("output", ref.name, "it is an axis of the model's output, which keeps its order"))
     made = (values[node.name] for node in graph.nodes if node.name not in contents)
     found = tuple(value for value in made if isinstance(value, Value))
-    return Walk(book, atoms, tuple(_reading_weights(graph, consumers)), found)
+    walked = Walk(book, atoms, tuple(_reading_weights(graph, consumers)), found, views)
+    return replace(walked, summed=_summed(consumers, walked.owners()))
 
 
 def _reading_weights(graph: Graph, consumers: Sequence[Consumer]) -> Iterator[Consumer]:
@@ -126,17 +160,57 @@ def _reading_weights(graph: Graph, consumers: Sequence[Consumer]) -> Iterator[Co
             yield Consumer(c.operand, c.operand_axis, c.value, c.axis)
 
 
+def _summed(consumers: Sequence[Consumer], owners: Mapping[int, Spot]) -> frozenset[Summed]:
+    values = {value.name: value for c in consumers for value in (c.value, c.operand)}
+    dims: dict[str, set[int]] = {}
+    for c in consumers:
+        dims.setdefault(c.value.name, set()).add(c.axis)
+        dims.setdefault(c.operand.name, set()).add(c.operand_axis)
+    found = set()
+    for name, value in values.items():
+        spots = {i: owners.get(int(axis.flat[0])) for i, axis in enumerate(value.axes)
+                 if isinstance(axis, np.ndarray) and axis.size}
+        for key in {spot[0] for spot in spots.values() if spot}:
+            own = {i: spot[1] for i, spot in spots.items() if spot and spot[0] == key}
+            gone = frozenset(axis for i, axis in own.items() if i in dims[name])
+            found.add(Summed(key, gone, frozenset(own.values()) - gone))
+    return frozenset(found)
+
+
 def _apply(node: Node, values: Mapping[str, Any], book: LabelBook, metas: Any, consumers: list[Consumer]) -> Any:
     if node.op == "getitem":
         return replace(values[node.args[0].name][node.args[1]], name=node.name)
     return apply_rule(node, values, book, metas, consumers)
 
 
-def _stored(name: str, tensor: torch.Tensor, key: str, atoms: Mapping[tuple[str, int], np.ndarray]) -> Value:
+def _outer(view: View | None) -> tuple[int, ...]:
+    return (view.length // view.shape[view.axes[-1]],) if view is not None else ()
+
+
+def _tell_apart(book: LabelBook, atoms: Mapping[Spot, np.ndarray], views: Mapping[Spot, View]) -> None:
+    """Let the positions of an axis with a view move as those of its other axis do, where that is an axis of the tensor."""
+    for (key, axis), view in views.items():
+        outer = atoms.get((key, view.axes[0]))
+        if outer is not None and outer.shape == atoms[key, axis].shape[:1]:
+            book.child(atoms[key, axis], np.broadcast_to(outer[:, None], atoms[key, axis].shape))
+
+
+def _stored(name: str, tensor: torch.Tensor, key: str, atoms: Mapping[Spot, np.ndarray], views: Mapping[Spot, View]) -> Value:
     shape = tuple(tensor.shape)
-    axes = tuple(atoms[key, axis].reshape([-1 if i == axis else 1 for i in range(len(shape))])
-                 for axis in range(len(shape)))
+    axes = tuple(_laid_out(atoms[key, axis], axis, shape, views.get((key, axis))) for axis in range(len(shape)))
     return Value(name, shape, axes, dtype=tensor.dtype)
+
+
+def _laid_out(labels: np.ndarray, axis: int, shape: Sequence[int], view: View | None) -> np.ndarray:
+    if view is None:
+        return labels.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    seen = labels.reshape([view.shape[i] for i in view.axes]).transpose(np.argsort(view.axes))
+    sizes = iter(seen.shape)
+    seen = seen.reshape([next(sizes) if i in view.axes else 1 for i in range(len(view.shape))])
+    if len(view.shape) > len(shape):  # runs of the first axis: every position of a run has the labels of the run
+        seen = np.repeat(seen, view.shape[1], axis=1)
+        return seen.reshape(shape[0], *seen.shape[2:])
+    return seen
 
 
 def _constant(name: str, content: Any) -> Any:

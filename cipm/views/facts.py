@@ -53,7 +53,9 @@ def _group(group: Json, groups: Sequence[Json], sizes: Mapping[str, int]) -> dic
             "log10_members": group["blocks"] * math.lgamma(width + 1) / math.log(10),
             "structure": _whole(group, _inside(groups)), "parameters": sum(sizes.get(key, 0) for key in tensors),
             "places": [{"tensor": p["tensor"], "axis": p["axis"], "length": p["length"],
-                        "elements": len(p["index"][0]) if p["index"] else 0} for p in group["places"]],
+                        "elements": len(p["index"][0]) if p["index"] else 0,
+                        **({"axes": sorted({p["view"]["axes"][0], p["axis"]})} if "view" in p else {})}
+                       for p in group["places"]],
             "taps": [{"value": t["value"], "axis": t["axis"], "consumers": t["consumers"]} for t in group["taps"]]}
 
 

@@ -1,0 +1,272 @@
+"""Units that every slice of a stack orders by itself: experts × hidden units, heads × units, layers × units."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import cache
+from math import factorial, log10
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from cipm.errors import CorruptFile
+from cipm.export import export, restore
+from cipm.export.record import check_plan, read_plan
+from cipm.load import Checkpoint, load
+from cipm.ordering import canonical_orders, fingerprint, match_units
+from cipm.permutation import Permutation, Plan, View, compose
+from cipm.statistics.collect import collect
+from cipm.symmetry import Symmetry, discover_groups, lined_up, prove, random_member, refine, symmetry_from_json
+from cipm.testing.models import quiet
+from cipm.testing.networks import NETWORKS, as_checkpoint
+from cipm.testing.transformers_zoo import by_name, save
+from cipm.trace import run
+
+
+class Chosen(nn.Module):
+    """Every token is given to the expert with its highest score, whose weights are gathered for it."""
+
+    def __init__(self, *, shared: bool = False):
+        super().__init__()
+        self.embed, self.router = nn.Embedding(11, 6), nn.Linear(6, 3)
+        self.up, self.bias = nn.Parameter(torch.randn(3, 6, 10)), nn.Parameter(torch.randn(3, 10))
+        self.down = nn.Parameter(torch.randn(3, 5, 6))
+        self.gain = nn.Parameter(torch.rand(5) + 0.5) if shared else None
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        weight, best = self.router(x).softmax(-1).max(-1)
+        inner = torch.einsum("btd,btdh->bth", x, self.up[best]) + self.bias[best]
+        gate, value = inner.chunk(2, -1)
+        inner = torch.nn.functional.silu(gate) * value
+        if self.gain is not None:
+            inner = inner * self.gain
+        return torch.einsum("bth,bthd->btd", inner, self.down[best]) * weight[..., None]
+
+
+class Tasks(nn.Module):
+    """An input says which of four layers answers: the layers keep their places, each one's units are free."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.randn(4, 5, 7)), nn.Parameter(torch.randn(4, 7, 3))
+
+    def forward(self, x: Tensor, task: Tensor) -> Tensor:
+        inner = torch.bmm(x[:, None], self.first[task]).tanh()
+        return torch.bmm(inner, self.second[task])[:, 0]
+
+
+class Added(nn.Module):
+    """Both slices of a stack add to the same units."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.randn(2, 5, 7)), nn.Parameter(torch.randn(2, 7, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = torch.einsum("bi,sih->bh", x, self.first).relu()
+        return torch.einsum("bh,sho->bo", inner, self.second)
+
+
+class HeadsApart(nn.Module):
+    """Attention of four heads with weights [in, heads, units]."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key = nn.Parameter(torch.randn(5, 4, 3)), nn.Parameter(torch.randn(5, 4, 3))
+        self.value, self.out = nn.Parameter(torch.randn(5, 4, 6)), nn.Parameter(torch.randn(4, 6, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (torch.einsum("bti,ihu->bthu", x, w) for w in (self.query, self.key, self.value))
+        scores = torch.einsum("bthu,bshu->bhts", query, key).softmax(-1)
+        return torch.einsum("bhts,bshu,huo->bto", scores, value, self.out)
+
+
+def checkpoint_of(model: nn.Module, *example: Tensor) -> Checkpoint:
+    for number, parameter in enumerate(model.parameters()):
+        parameter.data.normal_(generator=torch.Generator().manual_seed(number))
+    return as_checkpoint(model.eval(), example)
+
+
+def tokens(high: int) -> Tensor:
+    return torch.randint(high, (4, 6), generator=torch.Generator().manual_seed(0))
+
+
+@cache
+def proved(name: str) -> tuple[Checkpoint, Symmetry]:
+    checkpoint = {
+        "chosen": lambda: checkpoint_of(Chosen(), tokens(11)),
+        "shared": lambda: checkpoint_of(Chosen(shared=True), tokens(11)),
+        "tasks": lambda: checkpoint_of(Tasks(), torch.randn(4, 5), torch.tensor([0, 3, 1, 2])),
+        "added": lambda: checkpoint_of(Added(), torch.randn(4, 5)),
+        "heads": lambda: checkpoint_of(HeadsApart(), torch.randn(4, 7, 5)),
+        "dense": lambda: as_checkpoint(NETWORKS["mixture_of_experts"].make(), NETWORKS["mixture_of_experts"].example()),
+    }[name]()
+    return checkpoint, prove(checkpoint, discover_groups(checkpoint), draws=2)
+
+
+@pytest.mark.parametrize(("name", "outer", "sizes"), [("chosen", 3, [5]), ("dense", 5, [9]), ("heads", 4, [3, 6])])
+def test_each_slice_orders_its_units_by_itself(name: str, outer: int, sizes: list[int]) -> None:
+    _, symmetry = proved(name)
+    stacked = [group for group in symmetry.groups if group.stacked]
+    assert [(group.size, group.blocks) for group in stacked] == [(outer * units, outer) for units in sizes]
+    parent, = {group.parent for group in stacked}
+    assert symmetry.group(parent).kind == ("heads" if name == "heads" else "experts")
+    assert sum(group.log10_members for group in (*stacked, symmetry.group(parent))) == pytest.approx(
+        sum(outer * log10(factorial(units)) for units in sizes) + log10(factorial(outer)))
+    assert symmetry.group(parent).size == outer and not symmetry.group(parent).stacked and not symmetry.notes
+    assert symmetry.certificate.passed and symmetry.certificate.max_rel <= 1e-10
+    proofs = {one.name: one for one in symmetry.certificate.groups}
+    assert all(proofs[group.name].passed and proofs[group.name].negative_control > 1e-6 for group in stacked)
+    assert symmetry_from_json(symmetry.to_json()).to_json() == symmetry.to_json()
+
+
+def test_slices_that_keep_their_places_have_units_of_their_own() -> None:
+    _, symmetry = proved("tasks")
+    groups = [(group.size, group.blocks, group.parent) for group in symmetry.groups]
+    assert sum(size // blocks == 7 and blocks or 0 for size, blocks, _ in groups) == 4 and {g[2] for g in groups} == {None}
+    assert symmetry.log10_equivalents == pytest.approx(4 * log10(factorial(7)))
+    assert {(pin.tensor, pin.axis) for pin in symmetry.pins} >= {("first", 0), ("second", 0)}
+
+
+def test_what_all_slices_share_keeps_one_order_for_all() -> None:
+    _, symmetry = proved("shared")
+    hidden, = [group for group in symmetry.groups if ("gain", 0) in {(p.tensor, p.axis) for p in group.places}]
+    assert (hidden.size, hidden.blocks) == (5, 1) and not any(group.stacked for group in symmetry.groups)
+    assert {(p.tensor, p.axis): p.index.shape for p in hidden.places} == {
+        ("up", 2): (5, 2), ("bias", 1): (5, 2), ("down", 1): (5, 1), ("gain", 0): (5, 1)}
+
+
+def test_where_slices_fail_by_themselves_that_they_move_alike_is_proved() -> None:
+    checkpoint, symmetry = proved("added")
+    hidden, = [group for group in symmetry.groups if group.size == 7]
+    assert (hidden.size, hidden.blocks, hidden.stacked) == (7, 1, False)
+    spread = tuple(replace(p, length=14, view=View(tuple(checkpoint.meta(p.tensor).shape), (0, p.axis)),
+                           index=np.arange(14)[:, None]) for p in hidden.places)
+    claimed = replace(hidden, size=14, blocks=2, places=spread)
+    found = prove(checkpoint, replace(symmetry, groups=(claimed,)), draws=1)
+    assert [(group.size, group.blocks, group.proved) for group in found.groups] == [(7, 1, True)]
+    assert (f"{hidden.name} failed the proof where each slice has an order of its own; that all slices move alike is "
+            "proved") in found.notes and found.certificate.passed
+
+
+def test_too_many_units_to_be_told_apart_move_alike_and_the_notes_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refine, "MOST_LABELS", 40)
+    symmetry = discover_groups(proved("chosen")[0])
+    assert not any(group.stacked for group in symmetry.groups)
+    assert symmetry.notes == ("1 stack of tensors has too many units to tell those of its slices apart: they move alike",)
+
+
+def test_a_view_moves_what_numpy_moves() -> None:
+    generator = np.random.default_rng(0)
+    for shape, axes in (((3, 4, 5), (0, 2)), ((3, 4, 5), (2, 0)), ((3, 4), (0, 1)), ((2, 3, 4, 5), (0, 2))):
+        array = generator.integers(0, 1000, shape)
+        view, order = View(shape, axes), None
+        order = generator.permutation(view.length)
+        rest = [axis for axis in range(len(shape)) if axis not in axes]
+        lined = array.transpose(*axes, *rest).reshape(view.length, -1)
+        expected = lined[order].reshape([shape[axis] for axis in (*axes, *rest)]).transpose(np.argsort([*axes, *rest]))
+        assert np.array_equal(view.take(array, order), expected)
+        moved = view.take(torch.from_numpy(array), order)
+        assert moved.is_contiguous() and np.array_equal(moved.numpy(), expected)
+
+
+def test_a_plan_along_views_and_axes_is_undone_and_read_back() -> None:
+    generator = np.random.default_rng(1)
+    tensor = torch.randn(3, 4, 5)
+    view = View((3, 4, 5), (0, 2))
+    inner = Permutation.random(15, generator=generator, blocks=3)
+    outer = Permutation(np.array([2, 0, 1]))
+    plan = Plan(compose([(("t", view), 15, np.arange(15)[:, None], inner), (("t", 0), 3, np.arange(3)[:, None], outer)]), {})
+    moved = plan.move("t", tensor)
+    for to, expert in enumerate(outer.order):
+        assert torch.equal(moved[to], tensor[expert][:, inner.order.reshape(3, 5)[expert] % 5])
+    assert torch.equal(plan.coinverse.move("t", moved), tensor)
+    for one in (plan, plan.coinverse):
+        again = Plan.from_json(json.loads(json.dumps(one.to_json())))
+        assert list(again.axes.items()) == list(one.axes.items()) and hash(again) == hash(one)
+
+
+@pytest.mark.parametrize("name", ["chosen", "dense", "heads"])
+def test_copies_have_one_canonical_form_and_are_matched(name: str) -> None:
+    checkpoint, symmetry = proved(name)
+    plan = random_member(symmetry, symmetry.groups, np.random.default_rng(3))
+    copy = checkpoint.with_tensors(plan.apply(dict(checkpoint.tensors)))
+    orders = [canonical_orders(symmetry, one.tensors).orders for one in (checkpoint, copy)]
+    forms = [symmetry.plan(by).apply(dict(one.tensors)) for by, one in zip(orders, (checkpoint, copy), strict=True)]
+    assert all(torch.equal(forms[0][key], forms[1][key]) for key in checkpoint.tensors)
+    assert fingerprint(checkpoint, symmetry).digest == fingerprint(copy, symmetry).digest
+    back = symmetry.plan(match_units(symmetry, copy, checkpoint).orders).apply(dict(copy.tensors))
+    assert all(torch.equal(back[key], checkpoint.tensors[key]) for key in checkpoint.tensors)
+
+
+def test_lined_up_tensors_hold_the_same_units() -> None:
+    checkpoint, symmetry = proved("dense")
+    groups, tensors = lined_up(symmetry.groups, checkpoint.tensors)
+    assert not any(group.stacked for group in groups)
+    for one, other in zip(symmetry.groups, groups, strict=True):
+        for place, there in zip(one.places, other.places, strict=True):
+            rows, lined = place.rows(checkpoint.tensors[place.tensor]), there.rows(tensors[there.tensor])
+            assert torch.equal(rows[place.index].flatten(1).sort().values, lined[there.index].flatten(1).sort().values)
+
+
+def test_taps_show_the_units_of_every_slice() -> None:
+    checkpoint, symmetry = proved("dense")
+    inner, = [group for group in symmetry.groups if group.stacked]
+    tap = inner.taps[0]
+    seen: list[torch.Tensor] = []
+    inputs = {i.name: tokens(17) for i in checkpoint.graph.inputs}
+    run(checkpoint.graph, checkpoint.tensors, {}, inputs, observe={tap.value: seen.append})
+    x, axis = tap.seen(seen[0])
+    units = x.movedim(axis, -1)[..., torch.from_numpy(tap.index[:, 0].copy())]
+    stacked = seen[0].movedim((tap.outer, tap.axis), (-2, -1))
+    assert torch.equal(units.unflatten(-1, (5, 9)), stacked) and tap.consumers == (("blocks.0.second.down", 1),)
+    found = collect(lambda batch, observe: run(checkpoint.graph, checkpoint.tensors, {}, batch, observe=observe),
+                    [tap], [inputs], positions=0)
+    assert found[tap].half.whole.mean == pytest.approx(units.reshape(-1, 45).mean(0).double().numpy(), abs=1e-6)
+
+
+def test_an_export_computes_the_same_and_comes_back(tmp_path: Path) -> None:
+    model = Chosen().double().eval()
+    with quiet():
+        program = torch.export.export(model, (tokens(11),), strict=False)
+    torch.export.save(program, tmp_path / "model.pt2")
+    checkpoint = load(tmp_path / "model.pt2")
+    symmetry = prove(checkpoint, discover_groups(checkpoint), draws=1)
+    plan = random_member(symmetry, symmetry.groups, np.random.default_rng(5))
+    assert any(isinstance(along, View) for _, along in plan.axes)
+    out = export(checkpoint, tmp_path / "model.pt2", plan, None, tmp_path / "out.pt2")
+    with torch.no_grad():
+        first, second = model(tokens(11)), torch.export.load(out).module()(tokens(11))
+    assert float((first - second).abs().max() / first.abs().max()) <= 1e-10
+    assert read_plan(out)[0].axes == plan.axes
+    back = load(restore(out, tmp_path / "back.pt2"))
+    assert all(torch.equal(back.tensors[key], checkpoint.tensors[key]) for key in checkpoint.tensors)
+
+
+def test_a_plan_whose_view_does_not_fit_is_refused() -> None:
+    plan = Plan({("t", View((3, 5), (0, 1))): Permutation.identity(15)}, {})
+    with pytest.raises(CorruptFile, match=r"moves 15 positions of axes \[0, 1\] of \[3, 5\] of 't', which does not fit"):
+        check_plan(plan, {"t": torch.zeros(4, 5)})
+
+
+@pytest.mark.parametrize("label", ["mixtral:MixtralForCausalLM", "gpt_oss:GptOssForCausalLM"])
+def test_experts_of_transformers_are_ordered_by_themselves(label: str, tmp_path: Path) -> None:
+    save(by_name(label), tmp_path / "model")
+    checkpoint = load(tmp_path / "model")
+    symmetry = prove(checkpoint, discover_groups(checkpoint), draws=1)
+    stacked = [group for group in symmetry.groups if group.stacked]
+    assert [(group.size, group.blocks, group.kind) for group in stacked] == [(192, 4, "units in experts")] * 2
+    assert all(symmetry.group(group.parent).size == 4 for group in stacked) and not symmetry.notes
+    out = export(checkpoint, tmp_path / "model", random_member(symmetry, stacked, np.random.default_rng(1)), None,
+                 tmp_path / "out")
+    one, two = (load_file(folder / "model.safetensors") for folder in (tmp_path / "model", out))
+    assert sum(not torch.equal(one[key], two[key]) for key in one) >= 4
+    restore(out, tmp_path / "back")
+    back = load_file(tmp_path / "back" / "model.safetensors")
+    assert all(torch.equal(one[key], back[key]) for key in one)
