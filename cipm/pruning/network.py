@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -21,6 +22,7 @@ ELEMENT_WORK = 2e10
 """Most units² × elements³: what eliminating units of several elements costs beside its updates."""
 NOT_READ = "No weight reads these units linearly, so what is lost cannot be made up for by the others"
 NOR_MASKED = f", and they are more than the {MOST_UNITS} that are masked one by one."
+UNWEIGHTED = "No gradient of the predictions reaches all that reads these units, so their cost is not weighted by it."
 
 
 def prunable(symmetry: Symmetry, found: Sequence[Consumer], *,
@@ -50,32 +52,41 @@ def prunable(symmetry: Symmetry, found: Sequence[Consumer], *,
 
 
 def group_curves(checkpoint: Checkpoint, found: Sequence[Consumer], groups: Mapping[str, SymmetryGroup],
-                 moments: Mapping[str, Moments], *, labels: Labels | None = None, rows: Rows = ()) -> dict[str, Curve]:
+                 moments: Mapping[str, Moments], *, labels: Labels | None = None, rows: Rows = (),
+                 curvature: Mapping[str, np.ndarray] | None = None) -> dict[str, Curve]:
     """Return the curve of each group from the moments of its consumers' inputs.
 
     The cost of a group that several consumers read is the sum of what each loses, as a share of the variance that the group
     gives it. That of one that none reads is measured by masking on `rows`, with `labels`. Units of several features (a head,
     a channel behind a flatten) go as a block: tr(G_uu P_uu⁻¹) of the Schur complement. Cost: see `elimination_curve`.
+
+    With `curvature` (`curvatures`), what a consumer gives counts by what it matters to the predictions, and costs are nats per
+    row: ½ tr(F W (C_SS − C_SK C_KK⁻¹ C_KS) Wᵀ), in which consumers and groups are comparable and simply add up.
     """
     curves = {}
     for name, group in groups.items():
         readers = consumed(found, name)
         assert readers or labels is not None, name
-        curves[name] = _curve(checkpoint, readers, group, moments) if readers else masked_curve(labels, group, rows)
+        curves[name] = (_curve(checkpoint, readers, group, moments, curvature) if readers
+                        else masked_curve(labels, group, rows))
     return curves
 
 
-def _curve(checkpoint: Checkpoint, readers: Sequence[Consumer], group: SymmetryGroup, moments: Mapping[str, Moments]) -> Curve:
+def _curve(checkpoint: Checkpoint, readers: Sequence[Consumer], group: SymmetryGroup, moments: Mapping[str, Moments],
+           curvature: Mapping[str, np.ndarray] | None) -> Curve:
     covariances, grams = [], []
+    weighted = curvature is not None and all(consumer.node in curvature for consumer in readers)
     for consumer in readers:
         columns = consumer.columns(consumer.units[group.name])
-        c, g = moments[consumer.node].covariance[np.ix_(columns, columns)], gram(consumer, group, checkpoint)
+        c = moments[consumer.node].covariance[np.ix_(columns, columns)]
+        g = curvature[consumer.node][np.ix_(columns, columns)] / 2 if weighted else gram(consumer, group, checkpoint)
         total = float(np.einsum("ij,ij->", c, g))
         covariances.append(c)
-        grams.append(g / total if total > 0 and len(readers) > 1 else g)
+        grams.append(g / total if total > 0 and len(readers) > 1 and not weighted else g)
     widest = max(len(c) for c in covariances)
     careful = widest <= CAREFUL_FEATURES and widest == group.size or \
         widest <= CAREFUL_FEATURES and group.size**2 * (widest // group.size) ** 3 <= ELEMENT_WORK
     samples = min(moments[consumer.node].samples for consumer in readers)
     made = elimination_curve if careful else quick_curve
-    return made(covariances, grams, samples=samples, units=group.size, blocks=group.blocks)
+    curve = made(covariances, grams, samples=samples, units=group.size, blocks=group.blocks)
+    return curve if weighted or curvature is None else replace(curve, notes=(*curve.notes, UNWEIGHTED))
