@@ -10,10 +10,6 @@ in this process, without proof, modules, orders, what-ifs, sandbox or server.
 from __future__ import annotations
 
 import argparse
-import os
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +18,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import torch
+from peers.server import server, upload
 
 from cipm.testing.models import mlp, save_pt2
 
@@ -47,16 +44,6 @@ def files(data: Path, folder: Path) -> tuple[Path, Path, torch.nn.Module, np.nda
         print("untrained network, normal rows (the data is not here)")
     np.savez(folder / "probe.npz", x=x.astype(np.float32), y=y)
     return save_pt2(model, torch.zeros(2, 784), folder / "mlp.pt2"), folder / "probe.npz", model, x.astype(np.float32)
-
-
-def upload(client: httpx.Client, path: Path, kind: str) -> str:
-    """Send a file in chunks of 8 MiB; return its id."""
-    data = path.read_bytes()
-    made = client.post("/api/uploads", json={"name": path.name, "size": len(data), "kind": kind}).raise_for_status().json()
-    for offset in range(0, len(data), 8 << 20):
-        client.put(f"/api/uploads/{made['id']}", params={"offset": offset}, content=data[offset:offset + (8 << 20)]
-                   ).raise_for_status()
-    return made["id"]
 
 
 def analyse(client: httpx.Client, model: Path, probe: Path) -> dict:
@@ -88,38 +75,17 @@ def peer(model: torch.nn.Module, x: np.ndarray) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
-    with tempfile.TemporaryDirectory() as scratch, socket.socket() as free:
+    with tempfile.TemporaryDirectory() as scratch:
         model, probe, network, x = files(parser.parse_args().data, Path(scratch))
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
-        server = subprocess.Popen([sys.executable, "-m", "cipm.cli", "serve", "--port", str(port), "--data", f"{scratch}/data"],
-                                  env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-                _wait(client)
-                start = time.perf_counter()
-                job = analyse(client, model, probe)
-                took = time.perf_counter() - start
-        finally:
-            server.send_signal(signal.SIGTERM)
-            server.wait(30)
+        with server(Path(scratch) / "data") as client:
+            start = time.perf_counter()
+            job = analyse(client, model, probe)
+            took = time.perf_counter() - start
     assert job["status"] == "done", job["error"]
     print("stages, s: " + ", ".join(f"{stage['name']} {stage['seconds']:.2f}" for stage in job["stages"]))
     bare = peer(network, x)
     print(f"upload to view {took:.1f} s; forward pass and numpy.corrcoef alone {bare:.1f} s; ratio {took / bare:.1f}")
     return 0
-
-
-def _wait(client: httpx.Client) -> None:
-    for _ in range(600):
-        try:
-            if client.get("/api/health").json()["worker"]["alive"]:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    raise SystemExit("the server did not come up")
 
 
 if __name__ == "__main__":
