@@ -89,6 +89,7 @@
         : running ? (job.status === "queued" ? "Waiting for a worker\u2026" : `Measuring\u2026 ${cipm.percent(job.progress, 0)}`)
           : done ? `Measured on ${cipm.whole(done.rows || rows)} held-out rows.` : "Not measured.";
       if (this.text.textContent !== words) this.text.textContent = words;
+      this.text.title = ((done && done.notes) || []).join(" ");
       this.text.classList.toggle("bad", Boolean(this.problem));
     }
   }

@@ -33,7 +33,8 @@ def session_of(study: Path) -> dict[str, Any]:
         "rows": baseline["rows"], "unavailable": {"outputs": "its units are the model's answers."},
         "counts": counts(shapes, groups), "points": [],
         "band": {kind: {"median": 1.12, "p90": 1.4, "points": len(SHARES)} for kind in ("kl", "loss")},
-        "fronts": {}, "advice": [], "forms": ["pt2", "onnx", "state_dict"], "notes": ["Measured on rows of the digits."]}
+        "fronts": {}, "advice": [], "interplay": 0.2,
+        "forms": ["pt2", "onnx", "state_dict"], "notes": ["Measured on rows of the digits."]}
     choices = Session.from_json(made).front("parameters")
     wholes = [choices[round((1 - share) * (len(choices) - 1))].keep for share in SHARES]
     for number, keep in enumerate(wholes):
