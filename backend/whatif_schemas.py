@@ -25,6 +25,7 @@ class WhatIfSession(Output):
     whole: dict[str, list[tuple[float, float]]] = Field(
         description="Whole networks measured, rising: [sum of the groups' rises, measured rise].")
     points: list[dict[str, Any]] = Field(description="{keep, predicted, measured} of whole networks.")
+    interplay: float = Field(description="The sum is multiplied by Π (size / keep) ^ interplay over all groups.")
     band: dict[str, dict[str, Any] | None] = Field(
         description="{median, p90, points} by kind: factors by which networks that predictions did not know were missed.")
     fronts: dict[str, list[dict[str, Any]]] = Field(

@@ -227,8 +227,8 @@ class Session:
 
     `kinds` are the losses predicted, the one that budgets are spread by first; `baseline` is the whole model's loss;
     orders[group] are its units, removed first first; whole[kind] holds (sum of the groups' rises, measured rise); `counts` are
-    quantities by name, `forms` the formats of smaller checkpoints. Made from session.json (docs/design.md), or while that
-    comes to be.
+    quantities by name, `forms` the formats of smaller checkpoints; `interplay` says how much more is lost where others are
+    smaller too (`total`). Made from session.json (docs/design.md), or while that comes to be.
     """
 
     groups: Mapping[str, Units]
@@ -240,6 +240,7 @@ class Session:
     whole: Mapping[str, Sequence[Sequence[float]]]
     counts: Mapping[str, Count]
     forms: Sequence[str] = ()
+    interplay: float = 0.0
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Session:
@@ -250,7 +251,7 @@ class Session:
         orders = {group["name"]: np.array(group["removal_order"]) for group in value["groups"]}
         counts = {name: Count.from_json(count, sizes) for name, count in value["counts"].items()}
         return Session(groups, value["unavailable"], tuple(value["kinds"]), value["baseline"]["loss"], rises, orders,
-                       value["whole"], counts, tuple(value["forms"]))
+                       value["whole"], counts, tuple(value["forms"]), value["interplay"])
 
     def checked(self, keep: Mapping[str, object], locked: Collection[str] = ()) -> dict[str, int]:
         """Return a what-if without the groups that stay whole, in the groups' order. Raises OptionError where a group is not
@@ -278,8 +279,14 @@ class Session:
                 for name, units in keep.items() if units < self.groups[name].size}
 
     def total(self, kind: str, keep: Sizes) -> float:
-        """Return the sum of the groups' rises."""
-        return float(sum(self.rises[kind][name][units] for name, units in keep.items()))
+        """Return the sum of the groups' rises × Π (size / units) ^ interplay over all groups: what is left of the others makes
+        up for less, the smaller they are."""
+        total = sum(self.rises[kind][name][units] for name, units in keep.items())
+        return float(total) * self.spread(keep) ** self.interplay
+
+    def spread(self, keep: Sizes) -> float:
+        """Return Π (size / units) over all groups."""
+        return float(np.prod([self.groups[name].size / units for name, units in keep.items()]))
 
     def predicted(self, keep: Sizes) -> dict[str, float]:
         """Return the predicted rise of every kind of loss."""

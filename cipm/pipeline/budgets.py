@@ -62,7 +62,7 @@ def least_within(pruner: Pruner, choices: tuple[Choice, ...], fits: Callable[[Ma
     """Return the number of the smallest choice on the front found whose measurement `fits`, in at most TRIES measurements.
 
     `seen` holds what was measured by number, and gets what is measured here. What is `hoped` to fit is tried first; without
-    hope the middle of what is left is.
+    hope the middle of what is left is. Where there is hope, predictions get to know of what is measured.
     """
     for _ in range(TRIES):
         best = max((number for number, measured in seen.items() if fits(measured)), default=0)
@@ -72,7 +72,8 @@ def least_within(pruner: Pruner, choices: tuple[Choice, ...], fits: Callable[[Ma
         likely = [number for number in inside if hoped(choices[number])] if hoped and seen else []
         at = max(likely, default=inside[len(inside) // 2])
         point = pruner.point(choices[at].keep)
-        pruner.remember(point)
+        if hoped:
+            pruner.remember(point)
         seen[at] = point.measured
     return max((number for number, measured in seen.items() if fits(measured)), default=0)
 

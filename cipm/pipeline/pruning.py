@@ -19,14 +19,21 @@ from cipm.pipeline.refitting import Pruned, Refitter
 from cipm.pruning import Curve, calibrate
 from cipm.pruning.consumers import Consumer, consumed
 from cipm.pruning.counts import byte_count, flop_count, parameter_count
+from cipm.pruning.curvature import curvatures
 from cipm.pruning.network import group_curves, prunable
 from cipm.pruning.sequence import Moments, read_moments, refit_alone
 from cipm.statistics.plan import MIB
 from cipm.symmetry import SymmetryGroup
 
+INTERPLAYS = tuple(step / 20 for step in range(7))
+"""Exponents of `Session.total` that are tried."""
+ENOUGH_WHOLES = 6
+"""Whole networks, of more than one kind, from which the exponent is found; with fewer it is 0."""
+ALONE_FLOPS = 1e13
+"""Most work of refitting whole networks for groups measured alone; beyond it only what reads a group is refitted for it."""
 ROWS_NEEDED = "A what-if needs at least 4 probe rows: half of them to fit on, half to measure on."
-NUMBER_BYTES = 16
-"""Memory of one number of a covariance while it is gathered and kept, bytes."""
+NUMBER_BYTES = 24
+"""Memory of one number of a covariance while it is gathered and kept, and of what reads it, bytes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +62,7 @@ class Pruner:
     def __init__(self, context: Context, wholes: int = 10, stage: str = "whatif"):
         self.context, self.stage, self.wholes = context, stage, wholes
         self.points: list[Point] = []
-        self._points: dict[str, list[tuple[float, float]]] = {}
+        self._known: list[Point] = []
         known = Refitter(context)
         self._found, self._labels = known.consumers, known.labels
         self.groups: dict[str, SymmetryGroup]
@@ -79,8 +86,9 @@ class Pruner:
         found: dict[str, Alone] = {}
         for names, readers in self._passes():
             moments = read_moments(self.context.checkpoint, readers, self.refitter.rows)
+            weighted = curvatures(self.context.checkpoint, readers, self.refitter.rows, seed=self.context.options.seed)
             curves = group_curves(self.context.checkpoint, self._found, {name: self.groups[name] for name in names}, moments,
-                                  labels=self._labels, rows=self.refitter.rows)
+                                  labels=self._labels, rows=self.refitter.rows, curvature=weighted)
             for name, curve in curves.items():
                 found[name] = Alone(curve, self._measured_alone(name, curve, readers, moments))
                 report(len(found))
@@ -91,6 +99,11 @@ class Pruner:
         """Return the shares of its units at which every group is measured alone, at least one."""
         count = max(1, self.context.options.measured_points)
         return tuple((2 * number + 1) / (2 * count) for number in reversed(range(count)))
+
+    @property
+    def in_sequence(self) -> bool:
+        """Tell whether groups are measured alone as whole networks are, all that comes behind them refitted too."""
+        return len(self.groups) * len(self.shares) * self.refitter.work <= ALONE_FLOPS
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -119,8 +132,11 @@ class Pruner:
 
     @property
     def session(self) -> Session:
-        """Return what predicts, from the groups alone and the whole networks that were measured so far."""
-        return replace(self._alone_only, whole=self._points)
+        """Return what predicts, from the groups alone and the whole networks that are to be known."""
+        session = replace(self._alone_only, interplay=self._interplay())
+        whole = {kind: [(session.total(kind, point.keep), self._rise(kind, point)) for point in self._known]
+                 for kind in self.kinds}
+        return replace(session, whole=whole)
 
     def predicted(self, sizes: Sizes) -> dict[str, float]:
         """Return the predicted loss, and KL to the original where there is one."""
@@ -145,9 +161,7 @@ class Pruner:
 
     def remember(self, point: Point) -> None:
         """Let later predictions know of a whole network that was measured."""
-        for kind in self.kinds:
-            rise = point.measured[kind] - self.base[kind]
-            self._points.setdefault(kind, []).append((self._alone_only.total(kind, point.keep), rise))
+        self._known.append(point)
 
     def calibrate(self, several: Iterable[Sizes]) -> None:
         """Measure some whole networks, so that predictions count what groups do to one another."""
@@ -164,6 +178,19 @@ class Pruner:
         point, others = one.measured[number], one.measured[:number] + one.measured[number + 1:]
         return float(self.base["loss"] + self._calibrated("loss", one, others)[point["keep"]]) if others else None
 
+    def _rise(self, kind: str, point: Point) -> float:
+        return point.measured[kind] - self.base[kind]
+
+    def _interplay(self) -> float:
+        """Return the exponent with which sums are most nearly in proportion to measured rises."""
+        kind, alone = self.kinds[0], self._alone_only
+        seen = [(alone.total(kind, point.keep), alone.spread(point.keep), self._rise(kind, point)) for point in self._known]
+        logs = np.log([values for values in seen if min(values) > 0]).reshape(-1, 3)
+        if len(logs) < ENOUGH_WHOLES:
+            return 0.0
+        total, spread, rise = logs.T
+        return min(INTERPLAYS, key=lambda power: float(np.std(rise - total - power * spread)))
+
     def _calibrated(self, kind: str, one: Alone, measured: Iterable[Mapping[str, Any]]) -> np.ndarray:
         points = [(point["keep"], point[kind] - self.base[kind]) for point in measured]
         return calibrate(one.curve.cost, points) if points else one.curve.cost
@@ -175,6 +202,8 @@ class Pruner:
                      if size < self.groups[name].size)
 
     def _one(self, name: str, units: np.ndarray, readers: Iterable[Consumer], moments: Mapping[str, Moments]) -> dict[str, Any]:
+        if self.in_sequence:
+            return dict(self.refitter.made({name: units.tolist()}).measured)
         kept = self.refitter.kept({name: units.tolist()})
         return self.refitter.measured(refit_alone(self.context.checkpoint, tuple(readers), kept, moments), kept)
 

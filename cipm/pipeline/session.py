@@ -9,14 +9,15 @@ import numpy as np
 
 from cipm.allocation import Sizes, rising, thinned
 from cipm.export import forms
-from cipm.pipeline.budgets import TRIES, WHOLE_SHARES, least_within, limits
+from cipm.pipeline.budgets import TRIES, WHOLE_SHARES, along, least_within, limits
 from cipm.pipeline.context import Context
 from cipm.pipeline.pruning import ROWS_NEEDED, Point, Pruner
 from cipm.pipeline.reference import LOSSES
 from cipm.pipeline.refitting import Refitter
 
 SCHEMA_VERSION = 1
-HELD_BACK = 9
+CALIBRATING = 2 * len(WHOLE_SHARES)
+HELD_BACK = 7
 """Whole networks that predictions are held against: half of them random what-ifs, the others on the way along the front."""
 ALLOWED = (0.001, 0.01, 0.05)
 """Rises of the loss (falls of the accuracy, where there is one) that advice is given for, as shares of the baseline."""
@@ -31,19 +32,20 @@ FLOOR = 1e-3
 
 def wholes_planned(context: Context) -> int:
     """Return how many whole networks a session measures at most."""
-    return len(WHOLE_SHARES) + min(HELD_BACK + len(ALLOWED) * TRIES, int(WHOLE_FLOPS / Refitter(context).work))
+    return CALIBRATING + min(HELD_BACK + len(ALLOWED) * TRIES, int(WHOLE_FLOPS / Refitter(context).work))
 
 
 def session_facts(pruner: Pruner) -> dict[str, Any]:
     """Return session.json: measure whole networks for `whole`, others to hold predictions against, and search for advice."""
     facts = {"schema_version": SCHEMA_VERSION, "baseline": _baseline(pruner), "kinds": list(pruner.kinds), "groups": [],
              "unavailable": pruner.reasons, "counts": {}, "whole": {}, "points": [], "band": {}, "fronts": {}, "advice": [],
+             "interplay": 0.0,
              "forms": list(forms(pruner.context.checkpoint)), "rows": pruner.refitter.reference.rows}
     if not pruner.groups:
         few = pruner.context.probe.used_rows < 4
         why = ROWS_NEEDED if few else "No group of this model can be made smaller."
         return facts | {"notes": [why, *pruner.refitter.reference.notes]}
-    pruner.calibrate(pruner.even(share) for share in WHOLE_SHARES)
+    pruner.calibrate(_calibrating(pruner))
     held = [pruner.point(keep) for keep in _held_back(pruner)]
     advice, session = _advice(pruner), pruner.session
     return facts | {
@@ -52,6 +54,7 @@ def session_facts(pruner: Pruner) -> dict[str, Any]:
         "whole": {kind: rising(session.whole[kind]) for kind in pruner.kinds},
         "points": [_point(point) for point in pruner.points],
         "band": {kind: _band(pruner, kind, held) for kind in pruner.kinds},
+        "interplay": session.interplay,
         "fronts": {count: session.listed(pruner.front(count)) for count in ("parameters", "flops")},
         "advice": advice, "notes": _notes(pruner)}
 
@@ -76,9 +79,14 @@ def _point(point: Point) -> dict[str, Any]:
             "measured": {name: point.measured[name] for name in LOSSES}}
 
 
+def _calibrating(pruner: Pruner) -> list[Sizes]:
+    """Return the whole networks that predictions go through: equal shares of every group, and choices along the front."""
+    return [*(pruner.even(share) for share in WHOLE_SHARES), *(choice.keep for choice in along(pruner.front("parameters")))]
+
+
 def _held_back(pruner: Pruner) -> list[Sizes]:
     """Return what-ifs to hold predictions against, as many as the work allows."""
-    most = min(HELD_BACK, pruner.wholes - len(WHOLE_SHARES))
+    most = min(HELD_BACK, pruner.wholes - CALIBRATING)
     generator = np.random.default_rng(pruner.context.options.seed)
     choices = thinned(pruner.front("parameters"))
     inside = [choices[round(at * (len(choices) - 1))].keep for at in np.linspace(0, 1, most - (most + 1) // 2 + 2)[1:-1]]
@@ -102,7 +110,7 @@ def _advice(pruner: Pruner) -> list[dict[str, Any]]:
     baseline, choices = pruner.refitter.reference.baseline, pruner.front("parameters")
     seen: dict[int, Mapping[str, Any]] = {0: {**baseline, "kl": None if baseline["kl"] is None else 0.0}}
     found = []
-    for allowed in ALLOWED if pruner.wholes > len(WHOLE_SHARES) + HELD_BACK else ():
+    for allowed in ALLOWED if pruner.wholes > CALIBRATING + HELD_BACK else ():
         at = least_within(pruner, choices, lambda measured, share=allowed: _within(baseline, measured, share), seen)
         found.append({"allowed": allowed, "keep": dict(choices[at].keep), "parameters": round(choices[at].count),
                       "measured": {name: seen[at][name] for name in LOSSES}})
@@ -118,7 +126,7 @@ def _within(baseline: Mapping[str, Any], measured: Mapping[str, Any], share: flo
 
 
 def _notes(pruner: Pruner) -> list[str]:
-    fewer = pruner.wholes < len(WHOLE_SHARES) + HELD_BACK + len(ALLOWED) * TRIES
+    fewer = pruner.wholes < CALIBRATING + HELD_BACK + len(ALLOWED) * TRIES
     said = [f"At most {pruner.wholes} whole networks were measured, because each is refitted layer by layer."] if fewer else []
     return [*pruner.refitter.notes, *said, *limits(pruner, pruner.groups)]
 

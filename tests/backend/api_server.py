@@ -155,7 +155,7 @@ def session() -> dict[str, Any]:
             "baseline": {"loss_kind": "cross_entropy", "loss": 0.5, "accuracy": 0.9, "perplexity": None, "rows": 100},
             "counts": dict.fromkeys(("parameters", "flops", "bytes"), count), "points": [], "advice": [], "rows": 100,
             "whole": {"kl": [[0.1, 0.2], [1.0, 1.5]], "loss": [[0.1, 0.2], [1.0, 1.5]]}, "notes": [], "fronts": {},
-            "forms": ["pt2", "onnx"],
+            "forms": ["pt2", "onnx"], "interplay": 0.2,
             "band": {"kl": {"median": 1.1, "p90": 1.3, "points": 9}, "loss": None}}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -68,7 +69,25 @@ def test_real_analysis_export_and_measurement(embedded, model_and_probe):
     export = embedded.ended(embedded.submit(model=model, probe=probe, kind="export", order="modules"), 60.0)
     assert (export.status, export.error) == ("done", None)
     assert [stage["state"] for stage in export.stages][:-1] == ["cached"] * 5
+    keep = {_only_group(embedded, job.analysis_id): 5}
+    measured = embedded.ended(embedded.submit(model=model, probe=probe, kind="measure", keep=keep), 60.0)
+    assert (measured.status, measured.error) == ("done", None) and measured.result["keep"] == keep
+    assert 0 < measured.result["kl"] < 3 and set(measured.result["predicted"]) == {"kl", "loss"}
+    smaller = embedded.ended(embedded.submit(model=model, probe=probe, kind="prune", keep=keep, form="onnx"), 60.0)
+    assert (smaller.status, smaller.error) == ("done", None)
+    assert [stage["state"] for stage in smaller.stages] == ["cached"] * 4 + ["done"]
+    assert smaller.result["facts"]["parameters"] == {"before": 404, "after": 129}
+    with embedded.store.read() as session:
+        written = artefacts.of_job(session, smaller.id, "prune")
+    assert written.files[smaller.result["filename"]]["size"] == smaller.result["size"] > 500
     assert embedded.scratch() == []
+
+
+def _only_group(deployment, analysis_id: str) -> str:
+    with deployment.store.read() as session:
+        whatif = artefacts.of_analysis(session, analysis_id, "whatif")
+    group, = json.loads(artefacts.file(deployment.store, whatif, "session.json").read_text())["groups"]
+    return group["name"]
 
 
 def test_a_killed_worker_is_started_again(embedded):
