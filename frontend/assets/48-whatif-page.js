@@ -53,7 +53,8 @@
     }
     nothing() {
       this.node.dataset.state = "empty";
-      this.node.replaceChildren(el("div", { class: "empty" }, el("h3", {}, "No group of this model can be made smaller"), this.reasons()));
+      this.node.replaceChildren(el("div", { class: "empty" }, el("h3", {}, "No group of this model can be made smaller"),
+        ...(this.whatif.session.notes || []).map((note) => el("p", {}, note)), this.reasons()));
     }
 
     /* ---------- the page ---------- */
@@ -122,7 +123,7 @@
       if (known(base.perplexity)) rows.push(["perplexity", "Perplexity", base.perplexity]);
       if (this.whatif.kinds.includes("kl")) rows.push(["kl", "KL to the original", 0]);
       if (known(base.accuracy)) rows.push(["accuracy", "Accuracy", base.accuracy]);
-      if (this.whatif.kinds.includes("kl")) rows.push(["agreement", "Same answer as the original", 1]);
+      if (this.whatif.kinds.includes("kl") || base.loss_kind === "kl_to_original") rows.push(["agreement", "Same answer as the original", 1]);
       const shared = { accuracy: 1, agreement: 1 };
       this.facts = rows.map(([name, words, whole]) => {
         const fact = { name, share: name in shared, cells: ["predicted", "likely", "measured", "other"].map((part) => el("td", { class: `wi-${part}` }, DASH)) };
