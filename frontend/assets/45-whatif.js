@@ -149,6 +149,11 @@
     const size = Math.abs(value), text = size >= 1e-3 && size < 1e5 ? decimals(value) : value.toExponential(1);
     return text.replaceAll("-", "\u2212");
   };
+  /* As cipm.short with its last zeros, so that columns stay in line: 0.110, not 0.11. */
+  cipm.steady = function (value) {
+    const size = Math.abs(value);
+    return size >= 1e-3 && size < 1000 ? value.toPrecision(3).replace("-", "\u2212") : cipm.short(value);
+  };
   cipm.whole = (value) => Math.round(value).toLocaleString("en").replaceAll(",", THIN);
   cipm.amount = (value, unit) => (unit === "bytes" ? cipm.bytes(value) : cipm.compact(value));
 })();

@@ -127,7 +127,7 @@
       const shared = { accuracy: 1, agreement: 1 };
       this.facts = rows.map(([name, words, whole]) => {
         const fact = { name, share: name in shared, cells: ["predicted", "likely", "measured", "other"].map((part) => el("td", { class: `wi-${part}` }, DASH)) };
-        fact.node = el("tr", {}, el("th", { scope: "row" }, words), el("td", {}, fact.share ? cipm.percent(whole) : cipm.short(whole)), ...fact.cells);
+        fact.node = el("tr", {}, el("th", { scope: "row" }, words), el("td", {}, fact.share ? cipm.percent(whole) : cipm.steady(whole)), ...fact.cells);
         return fact;
       });
       const heads = ["Whole model", "Predicted", "Likely range", "Measured"].map((text) => el("th", { scope: "col" }, text));
@@ -299,7 +299,7 @@
       this.wholeButton.disabled = whatif.isWhole(state.sizes) && !state.locked.size;
     }
     paintFact({ name, share, cells }, predicted, measured) {
-      const [guess, range, found, other] = cells, words = (value) => (share ? cipm.percent(value) : cipm.short(value));
+      const [guess, range, found, other] = cells, words = (value) => (share ? cipm.percent(value) : cipm.steady(value));
       const of = (source, pick) => {
         if (name !== "perplexity") return source[name] && pick(source[name]);
         const value = source.loss && pick(source.loss);
