@@ -23,20 +23,24 @@ checkpoint (rotary frequencies of a Hugging Face model, for instance, pin the pl
 the axis along which a convolution or pooling slides; rows of an embedding, since the values of an index choose them. An
 index that was made by ranking units (the experts with the best scores) names these units: its numbers move with them, and so
 does the axis that it chooses from.
+
+Where every tensor of a group holds its units once for each slice of a stack (experts, heads, groups of a convolution, layers),
+the graph is walked again with labels of their own for each slice, by the same rules: each slice then has an order of its
+own wherever nothing ties it to the others. What an index chooses are the units of the chosen slice.
+
 Known to be movable but pinned today: see the end of the page.
 """
 TAIL = """
 ## Known to be movable but pinned today
 
-- Hidden units of experts that one tensor holds ([experts, in, out]) move together over all experts, though each expert's
-  could move alone: a place of a unit is a position on one axis.
-- For the same reason the inputs of a grouped convolution move alike in all its groups (its weight holds them on one axis), and
-  a packed cross-attention projection (nn.MultiheadAttention) makes one stream of those that its queries and its keys read.
+- A packed cross-attention projection (nn.MultiheadAttention) makes one stream of what its queries and its keys read: both
+  stand on one axis of its weight.
+- Units of a stack's slices (experts, heads, layers) that the slices hold on an axis of their own are told apart for at most
+  2²³ positions in all (`cipm/symmetry/refine.py`); beyond that they move alike in all slices, and a note says so. Where two
+  axes of a stack could each be told apart by the other, the earlier one gives the slices.
 - Experts that are held in tensors of their own stay where they are: units move within tensors, never between them.
 - Pairs of rotary units whose frequencies are computed by the model and not stored (Hugging Face) stay where they are.
 - Experts that are sorted by number before they are computed (grouped matrix products) stay where they are.
-- Layers whose learned first states stand in one tensor ([layers, batch, units]) move alike; heads whose units stand on an
-  axis of their own ([in, heads, units]) share one order of units.
 - Cyclic shifts and reflections, where these alone are free (an axis that is added to its own shift).
 """
 

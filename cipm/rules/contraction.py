@@ -186,19 +186,31 @@ def convolution(call: Call) -> list[Axis]:
 
 
 def _grouped(call: Call, x: Value, x_axis: int, weight: Value, out_axis: int, groups: int) -> Axis:
-    """g(i), g(o)i → g(o): one block of filters for each block of channels; filters share the axis i of the weight."""
+    """g(i), g(o)i → g(o): one block of filters for each block of channels; they share the axis i of the weight, unless its
+    labels are others for every block."""
     book, size = call.book, x.shape[x_axis] // groups
     rows = weight.shape[0] // groups
     x_block, x_inner = split_run(book, _flat(x.axes[x_axis]), (groups, size), 0)
     w_block, w_inner = split_run(book, _flat(weight.axes[0]), (groups, rows), 0)
     reader = Value(x.name, (groups, size), (x_block, x_inner))
     filters = Value(weight.name, (groups, rows), (w_block, w_inner))
-    shared = Value(weight.name, (weight.shape[1],), (_flat(weight.axes[1]),))
+    shared, letters = _shared(weight, rows)
+    if weight.shape[1] > 1:
+        book.offer(weight.axes[1], 0, groups)
     if out_axis == 0:
-        block, out = call.equation([(reader, "gi"), (filters, "go"), (shared, "i")], "go")
+        block, out = call.equation([(reader, "gi"), (filters, "go"), (shared, letters + "i")], "go")
         return merge_run(book, [block, out], [groups, rows], 0)
-    block, out = call.equation([(reader, "gi"), (filters, "gi"), (shared, "o")], "go")
+    block, out = call.equation([(reader, "gi"), (filters, "gi"), (shared, letters + "o")], "go")
     return merge_run(book, [block, out], [groups, weight.shape[1]], 0)
+
+
+def _shared(weight: Value, rows: int) -> tuple[Value, str]:
+    """Return the second axis of grouped filters; with the letter of the groups where each block of `rows` has own labels."""
+    labels = weight.axes[1]
+    if isinstance(labels, np.ndarray) and labels.shape[0] > 1:
+        own = labels.reshape(weight.shape[0], -1)[::rows]
+        return Value(weight.name, own.shape, (FREE, own)), "g"
+    return Value(weight.name, (weight.shape[1],), (_flat(labels),)), ""
 
 
 @rule("scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math",

@@ -107,6 +107,7 @@ def _tie_states(call: Call, states: Sequence[Value], number: int, labels: tuple[
     """Tie the first states of one layer and direction: the output's, and for an LSTM the cell's."""
     for state, own in zip(states, labels, strict=False):
         call.hold(state, 0, "layers and directions have places of their own")
+        call.book.offer(state.axes[-1], 0, state.shape[0])
         rest = take(call, state, 0, np.array([number]), drop=True)
         letters = LETTERS[:len(rest)]
         call.equation([(Value(state.name, state.shape[1:], tuple(rest)), letters),

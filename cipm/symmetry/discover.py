@@ -123,9 +123,10 @@ def _place(structure: Structure, number: int, index: np.ndarray, checkpoint: Che
 
 
 def _with_kinds(groups: tuple[SymmetryGroup, ...]) -> tuple[SymmetryGroup, ...]:
-    """Say of units inside experts that they are that, and of the slices of a stack that they are heads where nothing chooses."""
+    """Say of units inside experts that they are that, and of other slices of a stack that they are heads."""
     experts = {group.name for group in groups if group.kind == "experts"}
-    slices = {group.parent for group in groups if group.stacked} - experts
+    plain = {group.name for group in groups if group.kind in ("units", "residual stream")}
+    slices = {group.parent for group in groups if group.stacked} & plain
     kinds = {group.name: "heads" for group in groups if group.name in slices}
     kinds |= {group.name: "units in experts" for group in groups
               if group.parent in experts and group.kind == "units in heads"}

@@ -1,8 +1,7 @@
 """Nothing is left on the table: for every standard block exactly the groups that mathematics allows, and no pin without need.
 
-What an order of positions along axes cannot say is no group here: the weights of a grouped convolution share one input axis,
-so its groups of inputs are ordered alike; experts stacked in one tensor share the axis of their hidden units; the packed
-projection of nn.MultiheadAttention shares its input axis between queries and keys, so cross-attention joins both streams.
+What an order of positions cannot say is no group here: the packed projection of nn.MultiheadAttention shares its input axis
+between queries and keys, so cross-attention joins both streams.
 """
 
 from __future__ import annotations
@@ -13,14 +12,15 @@ from math import factorial, log10
 import numpy as np
 import pytest
 
+from cipm.permutation import View
 from cipm.symmetry import discover_groups, prove
 from cipm.testing.networks import NETWORKS, as_checkpoint
 
 # by hand: for each network its groups as (units, blocks): units permute within each block
 EXPECTED = {
     "vgg16_bn": [(4, 1)] * 2 + [(5, 1)] * 2 + [(6, 1)] * 3 + [(7, 1)] * 3 + [(8, 1)] * 3 + [(12, 1), (9, 1)],
-    # the stem, two streams; for each block four groups of the 3×3 convolution, its outputs in each, its shared inputs
-    "resnext": [(10, 1), (48, 1), (64, 1), (4, 1), (12, 4), (3, 1)] + [(4, 1), (16, 4), (4, 1)] * 2,
+    # the stem, two streams; for each block four groups of the 3×3 convolution, its outputs and its inputs in each
+    "resnext": [(10, 1), (48, 1), (64, 1), (4, 1), (12, 4), (12, 4)] + [(4, 1), (16, 4), (16, 4)] * 2,
     # the stem, every layer's own six channels, the transition, every layer's inner channels
     "densenet": [(8, 1)] + [(6, 1)] * 5 + [(10, 1)] + [(12, 1)] * 5,
     "mobilenet_v2": [(6, 1), (4, 1), (18, 1), (8, 1), (20, 1), (22, 1), (10, 1), (16, 1)],
@@ -45,6 +45,7 @@ EXPECTED = {
     "llama_rotary": [(20, 1)] + [(2, 1), (6, 2), (16, 2), (28, 1)] * 2 + [(4, 1)],
     "llama_constant_rotary": [(20, 1)] + [(2, 1), (6, 2), (16, 2), (28, 1)] * 2,
     "llama_tied": [(20, 1)] + [(2, 1), (6, 2), (16, 2), (16, 2), (28, 1)] * 2,
+    # the stream; heads, query-key and value units in each; experts and the hidden units in each
     "mixture_of_experts": [(16, 1), (2, 1), (12, 2), (12, 2), (5, 1), (45, 5)],
     "mixture_in_one_layer": [(16, 1), (2, 1), (12, 2), (12, 2), (5, 1), (45, 5)],
 }
@@ -114,15 +115,15 @@ def test_a_residual_depthwise_block_without_expansion_is_one_stream_on_both_axes
     assert ("blocks.0.layers.2.0.weight", 0) in stream and ("blocks.0.layers.2.0.weight", 1) in stream
 
 
-def test_grouped_convolution_has_its_groups_outputs_within_each_and_shared_inputs():
+def test_grouped_convolution_has_its_groups_and_outputs_and_inputs_within_each():
     conv = "stages.0.0.conv2.weight"
     groups = places(group_with("resnext", conv, 0, elements=3))
     assert groups[conv, 0] == np.arange(12).reshape(4, 3).tolist() == groups["stages.0.0.conv1.weight", 0]
     outputs = places(group_with("resnext", conv, 0, blocks=4))
     assert outputs[conv, 0] == runs(0, size=12) == outputs["stages.0.0.conv3.weight", 1]
-    inputs = places(group_with("resnext", conv, 1))
-    assert inputs[conv, 1] == runs(0, size=3)
-    assert inputs["stages.0.0.conv1.weight", 0] == runs(0, 3, 6, 9, size=3)
+    inputs = group_with("resnext", conv, 1, blocks=4)
+    assert places(inputs)[conv, 1] == runs(0, size=12) == places(inputs)["stages.0.0.conv1.weight", 0]
+    assert [p.view for p in inputs.places if p.tensor == conv] == [View((4, 3, 3, 3, 3), (0, 2))]
 
 
 def test_every_layer_of_a_dense_block_owns_a_segment_of_what_all_later_ones_read():
@@ -233,6 +234,8 @@ def test_experts_move_through_the_rows_of_the_router():
     experts = places(group_with("mixture_of_experts", "blocks.0.second.router.weight", 0))
     assert experts == {(f"blocks.0.second.{part}", 0): runs(0, size=5) for part in
                        ("up", "down", "router.weight", "router.bias")}
+    inside = group_with("mixture_of_experts", "blocks.0.second.up", 2, blocks=5)
+    assert places(inside) == {("blocks.0.second.up", 2): runs(0, size=45), ("blocks.0.second.down", 1): runs(0, size=45)}
     joined = group_with("mixture_in_one_layer", "blocks.0.second.router.weight", 0)
     assert places(joined)["blocks.0.second.up", 0] == np.arange(45).reshape(5, 9).tolist()
     hidden = group_with("mixture_in_one_layer", "blocks.0.second.up", 0, blocks=5)

@@ -61,6 +61,30 @@ class Tasks(nn.Module):
         return torch.bmm(inner, self.second[task])[:, 0]
 
 
+class Grouped(nn.Module):
+    """Convolutions in three groups, one of them transposed, between plain ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.grouped = nn.Conv1d(2, 12, 3), nn.Conv1d(12, 6, 3, groups=3)
+        self.back, self.last = nn.ConvTranspose1d(6, 15, 3, groups=3), nn.Conv1d(15, 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.back(self.grouped(self.first(x).tanh()).tanh()).tanh()).mean(-1)
+
+
+class Started(nn.Module):
+    """Two recurrent layers with a learned first state, held in one tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.layers, self.head = nn.Embedding(11, 4), nn.GRU(4, 5, 2, batch_first=True), nn.Linear(5, 3)
+        self.start = nn.Parameter(torch.randn(2, 1, 5))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.layers(self.embed(tokens), self.start.expand(-1, tokens.shape[0], -1).contiguous())[0])
+
+
 class Added(nn.Module):
     """Both slices of a stack add to the same units."""
 
@@ -103,6 +127,8 @@ def proved(name: str) -> tuple[Checkpoint, Symmetry]:
         "chosen": lambda: checkpoint_of(Chosen(), tokens(11)),
         "shared": lambda: checkpoint_of(Chosen(shared=True), tokens(11)),
         "tasks": lambda: checkpoint_of(Tasks(), torch.randn(4, 5), torch.tensor([0, 3, 1, 2])),
+        "grouped": lambda: checkpoint_of(Grouped(), torch.randn(4, 2, 20)),
+        "started": lambda: checkpoint_of(Started(), tokens(11)),
         "added": lambda: checkpoint_of(Added(), torch.randn(4, 5)),
         "heads": lambda: checkpoint_of(HeadsApart(), torch.randn(4, 7, 5)),
         "dense": lambda: as_checkpoint(NETWORKS["mixture_of_experts"].make(), NETWORKS["mixture_of_experts"].example()),
@@ -140,6 +166,21 @@ def test_what_all_slices_share_keeps_one_order_for_all() -> None:
     assert (hidden.size, hidden.blocks) == (5, 1) and not any(group.stacked for group in symmetry.groups)
     assert {(p.tensor, p.axis): p.index.shape for p in hidden.places} == {
         ("up", 2): (5, 2), ("bias", 1): (5, 2), ("down", 1): (5, 1), ("gain", 0): (5, 1)}
+
+
+def test_inputs_and_outputs_of_every_group_of_filters_are_free() -> None:
+    _, symmetry = proved("grouped")
+    # groups; inputs of the first grouped layer, its outputs, outputs of the transposed one: 4, 2 and 5 in each of three groups
+    assert sorted((group.size, group.blocks) for group in symmetry.groups) == [(3, 1), (6, 3), (12, 3), (15, 3)]
+    assert symmetry.log10_equivalents == pytest.approx(log10(6) + 3 * sum(log10(factorial(n)) for n in (4, 2, 5)))
+    assert symmetry.certificate.passed and not symmetry.notes
+
+
+def test_layers_whose_first_states_stand_in_one_tensor_have_groups_of_their_own() -> None:
+    _, symmetry = proved("started")
+    layers = [group for group in symmetry.groups if group.stacked]
+    assert [(group.size, group.blocks, group.parent) for group in layers] == [(5, 1, None)] * 2
+    assert all(symmetry.certificate.passed and group.proved for group in layers)
 
 
 def test_where_slices_fail_by_themselves_that_they_move_alike_is_proved() -> None:
@@ -192,7 +233,7 @@ def test_a_plan_along_views_and_axes_is_undone_and_read_back() -> None:
         assert list(again.axes.items()) == list(one.axes.items()) and hash(again) == hash(one)
 
 
-@pytest.mark.parametrize("name", ["chosen", "dense", "heads"])
+@pytest.mark.parametrize("name", ["chosen", "dense", "heads", "grouped", "started"])
 def test_copies_have_one_canonical_form_and_are_matched(name: str) -> None:
     checkpoint, symmetry = proved(name)
     plan = random_member(symmetry, symmetry.groups, np.random.default_rng(3))
