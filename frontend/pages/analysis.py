@@ -31,7 +31,7 @@ async def layout(site: Site, analysis_id: str | None, share: str | None, query: 
     try:
         analysis = await (client.shared(share) if share else client.analysis(analysis_id))
         page = {"id": analysis["id"], "share": share, "read_only": bool(share) or analysis["read_only"],
-                "keep": query.get("keep")}
+                "keep": keep if (keep := query.get("keep") or "").isdecimal() else None}
         content = await body(site, page, analysis, query)
     except ApiError as error:
         if error.status == 401 and analysis_id:
