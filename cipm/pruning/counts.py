@@ -23,7 +23,7 @@ def count_of(checkpoint: Checkpoint, symmetry: Symmetry, weights: Mapping[str, f
     for group in symmetry.groups:
         for place in group.places:
             if place.tensor in axes:
-                axes[place.tensor].setdefault(getattr(place, "axes", (place.axis,)), []).append((group.name, place))
+                axes[place.tensor].setdefault(place.axes, []).append((group.name, place))
     merged: dict[tuple[tuple[tuple[str, float], ...], ...], float] = {}
     for key, size in weights.items():
         for share, factors in tensor_terms([axis_terms(places[0][1].length, places) for places in axes[key].values()]):

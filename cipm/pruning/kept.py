@@ -150,7 +150,7 @@ class Labels:
     def tensors(self) -> Mapping[str, Value]:
         """Return the labels of every stored tensor by key."""
         checkpoint = self.checkpoint
-        return {key: _stored(self.walked, name, checkpoint.meta(key), key) for name, key in checkpoint.graph.tensors.items()
+        return {key: self.walked.stored(name, checkpoint.meta(key), key) for name, key in checkpoint.graph.tensors.items()
                 if checkpoint.meta(key).ndim and (key, 0) in self.walked.atoms}
 
     @cached_property
@@ -184,9 +184,8 @@ class Labels:
 
 def walked_as_found(checkpoint: Checkpoint, symmetry: Symmetry, inputs: Mapping[str, torch.Tensor]) -> Walk:
     """Return the walk of a graph with labels as fine as the groups' places need them (units of every expert of a stack)."""
-    views = {(place.tensor, place.axis): view for group in symmetry.groups for place in group.places
-             if (view := getattr(place, "view", None)) is not None}
-    return walk(checkpoint, inputs, **({"views": views} if views else {}))
+    return walk(checkpoint, inputs, views={(place.tensor, place.axis): place.view for group in symmetry.groups
+                                           for place in group.places if place.view is not None})
 
 
 def what_stays(checkpoint: Checkpoint, symmetry: Symmetry, keep: Keep, walked: Walk, *,
@@ -251,11 +250,3 @@ def _count(lines: np.ndarray) -> int:
     if counts.size != 1:
         raise Uneven
     return int(counts[0])
-
-
-def _stored(walked: Walk, name: str, tensor: torch.Tensor, key: str) -> Value:
-    if any(walked.atoms[key, axis].ndim > 1 for axis in range(tensor.ndim)):
-        return walked.stored(name, tensor, key)
-    axes = tuple(walked.atoms[key, axis].reshape([-1 if i == axis else 1 for i in range(tensor.ndim)])
-                 for axis in range(tensor.ndim))
-    return Value(name, tuple(tensor.shape), axes)

@@ -167,3 +167,28 @@ def test_groups_that_the_graph_cannot_lose_are_named_with_the_reason():
     groups, reasons = prunable(symmetry, consumers(checkpoint, symmetry), labels=Labels.of(checkpoint, symmetry))
     assert list(groups) == ["two"] and list(reasons) == ["one"]
     assert "its var is taken over these units, so that those that stay would change" in reasons["one"]
+
+
+@pytest.mark.parametrize("name", ["mixture_of_experts", "mixture_in_one_layer"])
+def test_an_expert_that_never_fires_goes_first_and_few_rows_are_said(name):
+    torch.manual_seed(0)
+    model = NETWORKS[name].make().eval()
+    with torch.no_grad():
+        model.blocks[0].second.router.bias[3] = -100
+    checkpoint = as_checkpoint(model, NETWORKS[name].example())
+    symmetry = prove(checkpoint, discover_groups(checkpoint), draws=1)
+    labels, found = Labels.of(checkpoint, symmetry), consumers(checkpoint, symmetry)
+    groups, _ = prunable(symmetry, found, labels=labels)
+    rows = [example_inputs(checkpoint, generator=torch.Generator().manual_seed(0), sizes=(3, 8))]
+    curves = group_curves(checkpoint, found, groups, read_moments(checkpoint, found, rows), labels=labels, rows=rows)
+    experts = next(group for group in groups.values() if group.kind == "experts")
+    assert curves[experts.name].removal_order[0] == 3
+    assert curves[experts.name].cost[experts.size - 1] <= 1e-3 * curves[experts.name].cost[1]
+    assert all(np.isfinite(curve.cost).all() for curve in curves.values())
+    said = [note for curve in curves.values() for note in curve.notes]
+    assert any("samples for" in note and "the prediction is optimistic" in note for note in said)
+    if not consumed(found, experts.name):
+        assert "1 of 5 units changed nothing on 3 rows" in curves[experts.name].notes[1]
+    kept = labels.what_stays({experts.name: [0, 1, 2, 4]})
+    made, _ = refit(checkpoint, symmetry, kept, rows)
+    assert all(bool(tensor.isfinite().all()) for tensor in made.tensors.values())
