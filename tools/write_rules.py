@@ -36,7 +36,7 @@ TAIL = """
 - A packed cross-attention projection (nn.MultiheadAttention) makes one stream of what its queries and its keys read: both
   stand on one axis of its weight.
 - Units of a stack's slices (experts, heads, layers) that the slices hold on an axis of their own are told apart for at most
-  2²³ positions in all (`cipm/symmetry/refine.py`); beyond that they move alike in all slices, and a note says so. Where two
+  2²² positions in all (`cipm/symmetry/refine.py`); beyond that they move alike in all slices, and a note says so. Where two
   axes of a stack could each be told apart by the other, the earlier one gives the slices.
 - Experts that are held in tensors of their own stay where they are: units move within tensors, never between them.
 - Pairs of rotary units whose frequencies are computed by the model and not stored (Hugging Face) stay where they are.

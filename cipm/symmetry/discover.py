@@ -16,7 +16,7 @@ from cipm.symmetry.groups import Pin, Place, Symmetry, SymmetryGroup, Tap
 from cipm.symmetry.probing import probe_notes
 from cipm.symmetry.refine import find_candidates, told_apart
 from cipm.symmetry.shapes import Observed, observe
-from cipm.symmetry.structure import Family, Structure, Table, build_structure, find_families, unit_places
+from cipm.symmetry.structure import Family, Structure, Table, build_structure, find_families, unique_pairs, unit_places
 from cipm.symmetry.walk import Spot, Walk, example_inputs, walk
 from cipm.trace.graph import Graph
 
@@ -79,7 +79,7 @@ def _carried(families: Sequence[Family], names: Mapping[Family, str], structure:
                       np.concatenate([np.zeros(0, np.int64), *(np.full(classes.size, number) for classes, number in pairs)]),
                       structure.pin.size)
     number, behind = owners.gather(structure.routed[1])
-    chosen = np.unique(np.stack([structure.routed[0][number], behind]), axis=1)
+    chosen = unique_pairs(np.stack([structure.routed[0][number], behind]))
     owners = Table.of(np.concatenate([owners.classes, chosen[0]]), np.concatenate([owners.rows, chosen[1]]), structure.pin.size)
     order = list(names.values())
     known: dict[int, tuple[np.ndarray, list[int]]] = {}

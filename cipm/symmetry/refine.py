@@ -18,8 +18,8 @@ from cipm.permutation import View
 from cipm.symmetry.structure import Family, Structure, unit_places
 from cipm.symmetry.walk import Spot, Walk
 
-MOST_LABELS = 2**23
-"""Finer labels are given to so many positions at most: 8 experts of 14,336 units in 24 layers."""
+MOST_LABELS = 2**22
+"""Finer labels are given to so many positions at most: 64 experts of 1,024 gated units in 21 layers."""
 
 Moving = Mapping[Spot, np.ndarray]
 """For stored axes, which of their positions move."""

@@ -172,7 +172,7 @@ def _classes(walk: Walk, routes: Routes) -> tuple[np.ndarray, Pairs]:
         _, class_of = connected_components(_relation(ties, book.count), directed=False)
         class_of = class_of.astype(np.int64)
         events = _active_events(walk, class_of)
-        pairs = _unique(np.concatenate([class_of[maps], *events], axis=1))
+        pairs = unique_pairs(np.concatenate([class_of[maps], *events], axis=1))
         pairs = pairs[:, pairs[0] != pairs[1]]
         _, circle = connected_components(_relation(pairs, book.count), directed=True, connection="strong")
         same, finer = _compare_blocks(events)
@@ -193,7 +193,7 @@ def _classes(walk: Walk, routes: Routes) -> tuple[np.ndarray, Pairs]:
 def _active_events(walk: Walk, class_of: np.ndarray) -> list[Pairs]:
     """Return every map that counts as sorted (child, parent) classes: soft ones where some op uses the outer axis."""
     book = walk.book
-    events = [(_unique(np.stack([class_of[child], class_of[parent]])), soft) for child, parent, soft in book.maps]
+    events = [(unique_pairs(np.stack([class_of[child], class_of[parent]])), soft) for child, parent, soft in book.maps]
     hard = np.zeros(book.count, bool)
     if book.hard:
         hard[class_of[np.concatenate(book.hard)]] = True
@@ -215,13 +215,13 @@ def _compare_blocks(events: Sequence[Pairs]) -> tuple[Pairs, Pairs]:
     same, finer = [np.zeros((2, 0), np.int64)], [np.zeros((2, 0), np.int64)]
     for alike in by_children.values():
         for one, two in combinations(alike, 2):
-            pairs = _unique(np.stack([one[1], two[1]]))
+            pairs = unique_pairs(np.stack([one[1], two[1]]))
             single = [np.unique(side).size == side.size for side in pairs]
             if all(single):
                 same.append(pairs)
             elif any(single):
                 finer.append(pairs if single[0] else pairs[::-1])
-    return np.concatenate(same, axis=1), _unique(np.concatenate(finer, axis=1))
+    return np.concatenate(same, axis=1), unique_pairs(np.concatenate(finer, axis=1))
 
 
 def _closure(direct: Pairs, count: int) -> Table:
@@ -230,7 +230,7 @@ def _closure(direct: Pairs, count: int) -> Table:
     pairs = direct
     while True:
         number, further = step.gather(pairs[1])
-        joined = _unique(np.concatenate([pairs, np.stack([pairs[0][number], further])], axis=1))
+        joined = unique_pairs(np.concatenate([pairs, np.stack([pairs[0][number], further])], axis=1))
         if joined.shape == pairs.shape:
             return Table.of(joined[0], joined[1], count)
         pairs = joined
@@ -239,10 +239,10 @@ def _closure(direct: Pairs, count: int) -> Table:
 def _marks(walk: Walk, class_of: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return what sums up the colours and fixed partners of each class, and whether it has a fixed partner."""
     none = np.zeros(0, np.int64)
-    colours = _unique(np.stack([
+    colours = unique_pairs(np.stack([
         np.concatenate([none, *(class_of[labels] for labels in walk.book.colours)]),
         np.concatenate([none, *(np.full(labels.size, number) for number, labels in enumerate(walk.book.colours))])]))
-    roles = _unique(np.stack([np.concatenate([none, *(class_of[labels] for labels, _ in walk.book.roles)]),
+    roles = unique_pairs(np.stack([np.concatenate([none, *(class_of[labels] for labels, _ in walk.book.roles)]),
                               np.concatenate([none, *(places for _, places in walk.book.roles)])]))
     role = np.zeros(count, bool)
     role[roles[0]] = True
@@ -350,11 +350,12 @@ def _coded(pairs: Pairs, count: int) -> np.ndarray:
     return pairs[0] * count + pairs[1]
 
 
-def _unique(pairs: Pairs) -> Pairs:
+def unique_pairs(pairs: Pairs) -> Pairs:
     """Return the distinct pairs, sorted."""
     high = int(pairs[1].max(initial=0)) + 1
     low = min(int(pairs[1].min(initial=0)), 0)
-    return np.stack(np.divmod(np.unique(pairs[0] * (high - low) + pairs[1] - low), high - low)) + np.array([[0], [low]])
+    codes = np.sort(pairs[0] * (high - low) + pairs[1] - low)  # numpy's own unique hashes, and is slower
+    return np.stack(np.divmod(codes[np.diff(codes, prepend=-1) != 0], high - low)) + np.array([[0], [low]])
 
 
 def _relation(pairs: Pairs, count: int) -> coo_matrix:
