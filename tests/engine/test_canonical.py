@@ -55,10 +55,11 @@ def twins_and_dead(symmetry: Symmetry, tensors: Tensors) -> Tensors:
     changed = {key: tensor.clone() for key, tensor in tensors.items()}
     for group in symmetry.groups:
         for place in group.places:
-            rows = changed[place.tensor].movedim(place.axis, 0)
-            rows[place.index[1]] = rows[place.index[0]]
+            numbers = changed[place.tensor].view(-1)
+            there = place.line_up(torch.arange(len(numbers)).reshape(changed[place.tensor].shape))[place.index]
+            numbers[there[1]] = numbers[there[0]]
             if group.size // group.blocks > 3:
-                rows[place.index[-1]] = 0
+                numbers[there[-1]] = 0
     return changed
 
 
