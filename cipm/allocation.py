@@ -185,28 +185,30 @@ def _descend(keep: dict[str, int], paths: Mapping[str, list[tuple[int, float]]],
              count: Count) -> tuple[Choice, ...]:
     at = dict.fromkeys(paths, 0)
     parts = {name: count.of(name) for name in paths}
-    price: dict[str, float] = {}
+    near = {name: part.groups() & keep.keys() for name, part in parts.items()}
+    steps: dict[str, tuple[float, float]] = {}
     choices = [Choice(dict(keep), _total(losses, keep), count(keep))]
     while True:
-        for name in paths:
-            if name not in price:
-                price[name] = _price(name, at[name], paths[name], parts[name], keep)
-        best = min(price, key=lambda name: price[name], default=None)
-        if best is None or not np.isfinite(price[best]):
+        for name in paths.keys() - steps.keys():
+            steps[name] = _step(name, at[name], paths[name], parts[name], {other: keep[other] for other in near[name]})
+        best = min(paths, key=lambda name: steps[name][0], default=None)
+        if best is None or not np.isfinite(steps[best][0]):
             return tuple(choices)
+        before, units, saved = choices[-1], paths[best][at[best] + 1][0], steps[best][1]
+        rise = float(losses[best][units] - losses[best][keep[best]])
         at[best] += 1
-        keep = {**keep, best: paths[best][at[best]][0]}
-        choices.append(Choice(keep, _total(losses, keep), count(keep)))
-        for name in parts[best].groups() & set(paths) | {best}:
-            price.pop(name, None)
+        keep = {**keep, best: units}
+        choices.append(Choice(keep, before.loss + rise, before.count - saved))
+        for name in near[best] & paths.keys() | {best}:
+            steps.pop(name)
 
 
-def _price(name: str, at: int, path: Sequence[tuple[int, float]], part: Count, keep: Sizes) -> float:
-    """Return the rise of the loss for each number saved by the next step of a group; infinite at its end."""
+def _step(name: str, at: int, path: Sequence[tuple[int, float]], part: Count, keep: Sizes) -> tuple[float, float]:
+    """Return (rise of the loss for each number saved, numbers saved) by the next step of a group; infinite at its end."""
     if at + 1 >= len(path):
-        return float("inf")
+        return float("inf"), 0.0
     saved = part(keep) - part({**keep, name: path[at + 1][0]})
-    return (path[at + 1][1] - path[at][1]) / saved if saved > 0 else float("inf")
+    return (path[at + 1][1] - path[at][1]) / saved if saved > 0 else float("inf"), saved
 
 
 def _total(losses: Mapping[str, np.ndarray], keep: Sizes) -> float:

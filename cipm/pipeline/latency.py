@@ -24,7 +24,8 @@ Inputs = Mapping[str, torch.Tensor]
 
 
 def latency(before: Checkpoint, after: Checkpoint, source: Path, written: Path, inputs: Inputs, flops: float) -> dict[str, Any]:
-    """Return {before_ms, after_ms, times, rows, runs, threads, runtime}: medians of runs that take turns, after one each.
+    """Return {before_ms, after_ms, times, rows, runs, threads, runtime}: medians of runs that take turns, after one each, and
+    how many times as fast the fastest runs are, which other programs disturb least.
 
     Files are run by onnxruntime where both are ONNX and it is installed; else the graphs by torch, as `torch.export` runs
     them. `inputs` are some rows, `flops` what one costs the whole model.
@@ -34,19 +35,20 @@ def latency(before: Checkpoint, after: Checkpoint, source: Path, written: Path, 
     onnx = files and importlib.util.find_spec("onnxruntime") is not None
     runs = int(min(MOST_RUNS, max(FEWEST_RUNS, RUN_FLOPS / max(2 * rows * flops, 1))))
     calls = [_onnx(file, inputs) for file in (source, written)] if onnx else [_torch(one, inputs) for one in (before, after)]
-    first, second = _medians(calls, runs)
-    return {"before_ms": 1e3 * first, "after_ms": 1e3 * second, "times": first / second, "rows": rows, "runs": runs,
+    first, second = _taken(calls, runs)
+    return {"before_ms": 1e3 * statistics.median(first), "after_ms": 1e3 * statistics.median(second),
+            "times": min(first) / min(second), "rows": rows, "runs": runs,
             "threads": torch.get_num_threads(), "runtime": "onnxruntime" if onnx else "torch"}
 
 
-def _medians(calls: list[Callable[[], object]], runs: int) -> list[float]:
+def _taken(calls: list[Callable[[], object]], runs: int) -> list[list[float]]:
     times: list[list[float]] = [[] for _ in calls]
     for number in range(runs + 1):
         for call, taken in zip(calls, times, strict=True):
             start = time.perf_counter()
             call()
             taken += [time.perf_counter() - start] if number else []
-    return [statistics.median(taken) for taken in times]
+    return times
 
 
 def _torch(checkpoint: Checkpoint, inputs: Inputs) -> Callable[[], object]:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from cipm.errors import UnsupportedModel
 from cipm.load.checkpoint import Checkpoint
 from cipm.load.probe import Probe
 from cipm.pipeline.context import Context, batches, fixed_rows
@@ -104,7 +105,11 @@ class Reference:
         with torch.no_grad():
             parts = [run(checkpoint.graph, tensors, constants, batch, intervene=interventions) for batch in self.inputs]
         first = next(i for i, value in enumerate(parts[0]) if value is not None)
-        return torch.cat([part[first].float().cpu() for part in parts])
+        output = torch.cat([part[first].float().cpu() for part in parts])
+        if not output.isfinite().all():
+            raise UnsupportedModel(f"On the held-out rows the {'' if own else 'smaller '}model gives outputs that are not finite, "
+                                   "so that no loss can be measured.", fix="Keep more units, or take these rows out.")
+        return output
 
     def _judge(self, output: torch.Tensor) -> dict[str, Any]:
         logits, whole = _as_rows(output), _as_rows(self.output)

@@ -95,5 +95,8 @@ def prune_lines(result: Json) -> list[str]:
                                                               ("accuracy", "accuracy")) if measured[name] is not None]
     loss = f"{base['loss_kind']} {base['loss']:.4f} → {measured['loss']:.4f} (predicted {result['predicted']['loss']:.4f})"
     kept = [f"  {name}: {units:,} units kept" for name, units in result["keep"].items()]
-    return [f"wrote {result['filename']}: {size}", f"{', '.join([loss, *more])} on {result['rows']:,} held-out rows", *kept,
-            *result["notes"]]
+    fast = result["latency"]
+    speed = (f"{fast['rows']} rows take {fast['after_ms']:.3g} ms instead of {fast['before_ms']:.3g} ms in {fast['runtime']} "
+             f"with {fast['threads']} threads here (medians of {fast['runs']} runs; at best {fast['times']:.2g} times as fast)")
+    return [f"wrote {result['filename']}: {size}", f"{', '.join([loss, *more])} on {result['rows']:,} held-out rows", speed,
+            *kept, *result["notes"]]

@@ -20,6 +20,7 @@ from cipm.pipeline.discovery import proved_groups
 from cipm.pipeline.pruning import Pruner
 from cipm.symmetry import discover_groups
 from cipm.trace import run
+from cipm.views.text import prune_lines
 
 Files = tuple[Path, Path]
 
@@ -95,3 +96,12 @@ def test_what_cannot_be_is_said(files, tmp_path):
             main(["prune", *map(str, files), *arguments, "--out", str(out)])
     assert main(["prune", *map(str, files), "--keep", "0.5", "--group", "fc1", "--out", str(out)]) == 2
     assert not out.exists()
+
+
+def test_how_fast_it_is_before_and_after_is_told(files, tmp_path):
+    out = tmp_path / "small.onnx"
+    made = job(files, out, "keep", 0.25, form="onnx")
+    assert any("64 rows take " in line and " ms in torch with " in line for line in prune_lines(made))  # a .pt2 was uploaded
+    fast = job((out, files[1]), tmp_path / "least.onnx", "keep", 0.5)["latency"]
+    assert fast["runtime"] == "onnxruntime" and fast["rows"] == 64 and fast["runs"] == 25
+    assert min(fast["before_ms"], fast["after_ms"], fast["times"]) > 0
