@@ -107,8 +107,9 @@ class Reference:
         first = next(i for i, value in enumerate(parts[0]) if value is not None)
         output = torch.cat([part[first].float().cpu() for part in parts])
         if not output.isfinite().all():
-            raise UnsupportedModel(f"On the held-out rows the {'' if own else 'smaller '}model gives outputs that are not finite, "
-                                   "so that no loss can be measured.", fix="Keep more units, or take these rows out.")
+            whose = "model" if own else "smaller model"
+            raise UnsupportedModel(f"On the held-out rows the {whose} gives outputs that are not finite, so that no loss can be "
+                                   "measured.", fix="Keep more units, or take these rows out.")
         return output
 
     def _judge(self, output: torch.Tensor) -> dict[str, Any]:
