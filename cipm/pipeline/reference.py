@@ -108,8 +108,8 @@ class Reference:
         output = torch.cat([part[first].float().cpu() for part in parts])
         if not output.isfinite().all():
             whose = "model" if own else "smaller model"
-            raise UnsupportedModel(f"On the held-out rows the {whose} gives outputs that are not finite, so that no loss can be "
-                                   "measured.", fix="Keep more units, or take these rows out.")
+            raise UnsupportedModel(f"On the held-out rows the {whose} gives outputs that are not finite, so that no loss can "
+                                   "be measured.", fix="Keep more units, or take these rows out.")
         return output
 
     def _judge(self, output: torch.Tensor) -> dict[str, Any]:
