@@ -161,28 +161,34 @@ def _each(checkpoint: Checkpoint, change: Callable[[str, torch.Tensor], torch.Te
 
 
 def left_out(graph: Graph, kept: Kept) -> Intervene:
-    """Return what makes scores −∞ for the units that go, before the first op that weighs or ranks them."""
+    """Return what makes scores −∞ for the units that go, before the first op that weighs or ranks them.
+
+    What comes of such an op (a ranking of weights that add up to one) is left as it is; another choice between other units
+    behind it (the router of a later layer) is not.
+    """
     found: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
-    weighed: set[str] = set()
+    weighed: dict[str, frozenset[int]] = {}
     for node in graph.nodes:
-        if any(name in weighed for name in node.refs()):
-            weighed.add(node.name)
-        elif find_rule(node.op) in CHOICES:
-            value = node.args[0].name
-            mask = _staying(node, kept)
-            if mask is not None:
-                found[value] = _without(torch.from_numpy(~mask))
-                weighed.add(node.name)
+        before = frozenset().union(*(weighed.get(name, ()) for name in node.refs()))
+        if find_rule(node.op) in CHOICES and (choice := _choice(node, kept)) is not None:
+            mask, units = choice
+            if not units <= before:
+                found[node.args[0].name] = _without(torch.from_numpy(~mask))
+                before |= units
+        if before:
+            weighed[node.name] = before
     return found
 
 
-def _staying(node: Node, kept: Kept) -> np.ndarray | None:
-    """Return which units stay along the axis of a choice, laid out as its scores; None where all do."""
+def _choice(node: Node, kept: Kept) -> tuple[np.ndarray, frozenset[int]] | None:
+    """Return which units stay along the axis of a choice, laid out as its scores, and their labels; None where all stay."""
     value = kept.values.get(node.args[0].name)
     if value is None or not value.shape:
         return None
     dim = bind(node, {name: Ref(name) for name in node.refs()}).get("dim")
-    return kept.mask(value.name, (-1 if dim is None else dim) % len(value.shape))
+    axis = (-1 if dim is None else dim) % len(value.shape)
+    mask = kept.mask(value.name, axis)
+    return None if mask is None else (mask, frozenset(np.unique(value.axes[axis]).tolist()))
 
 
 def _without(gone: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:

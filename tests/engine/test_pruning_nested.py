@@ -22,6 +22,7 @@ from cipm.pruning.sequence import Rows, read_moments, refit
 from cipm.pruning.shrink import left_out
 from cipm.pruning.work import work
 from cipm.symmetry import Symmetry, SymmetryGroup, compare, discover_groups, example_inputs, prove
+from cipm.testing.models import seeded
 from cipm.testing.networks import NETWORKS, as_checkpoint
 from cipm.trace import run
 
@@ -192,3 +193,24 @@ def test_an_expert_that_never_fires_goes_first_and_few_rows_are_said(name):
     kept = labels.what_stays({experts.name: [0, 1, 2, 4]})
     made, _ = refit(checkpoint, symmetry, kept, rows)
     assert all(bool(tensor.isfinite().all()) for tensor in made.tensors.values())
+
+
+class Weighed(nn.Module):
+    """Experts that all compute, weighed by a softmax: [rows, 6] → [rows, 6]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.experts = nn.Linear(6, 4), nn.Parameter(torch.randn(4, 6, 6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("re,ri,eio->ro", self.router(x).softmax(-1), x, self.experts)
+
+
+def test_experts_go_behind_every_router_of_a_network():
+    checkpoint = as_checkpoint(seeded(lambda: nn.Sequential(Weighed(), Weighed(), nn.Linear(6, 3)), 0), (torch.zeros(2, 6),))
+    symmetry = prove(checkpoint, discover_groups(checkpoint), draws=1)
+    experts = [group.name for group in symmetry.groups if group.size == 4]
+    assert len(experts) == 2
+    smaller = shrink(checkpoint, symmetry, dict.fromkeys(experts, [0, 2]))
+    assert smaller.max_rel <= 1e-10
+    assert {smaller.checkpoint.meta(f"{layer}.experts").shape for layer in (0, 1)} == {(2, 6, 6)}
