@@ -251,6 +251,13 @@ def suggested_keep(group: Json) -> int:
     return min(measured) if measured else max(1, group["size"] // 2)
 
 
+def merge_words(pair: Json) -> str:
+    """Return what a near-duplicate is, as `0.98 × unit 4 − 0.1`."""
+    offset = pair["offset"]
+    rest = "" if abs(offset) < 0.005 else f" {'−' if offset < 0 else '+'} {words.fixed(abs(offset))}"
+    return f"{words.fixed(pair['scale'])} × unit {pair['kept']}{rest}"
+
+
 def whatif_reason(group: Json) -> str | None:
     """Return why a group has no what-if, or None where it has."""
     whatif = group.get("whatif")

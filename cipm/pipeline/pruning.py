@@ -20,6 +20,7 @@ from cipm.pruning import Curve, calibrate
 from cipm.pruning.consumers import Consumer, consumed
 from cipm.pruning.counts import byte_count, flop_count, parameter_count
 from cipm.pruning.curvature import curvatures
+from cipm.pruning.merges import Merges, find_merges
 from cipm.pruning.network import group_curves, prunable
 from cipm.pruning.sequence import Moments, read_moments, refit_alone
 from cipm.statistics.plan import MIB
@@ -32,16 +33,20 @@ ENOUGH_WHOLES = 6
 ALONE_FLOPS = 1e13
 """Most work of refitting whole networks for groups measured alone; beyond it only what reads a group is refitted for it."""
 ROWS_NEEDED = "A what-if needs at least 4 probe rows: half of them to fit on, half to measure on."
+MERGE_FEATURES = 4096
+"""Most features of a consumer at which all pairs of a group's units are compared."""
 NUMBER_BYTES = 24
 """Memory of one number of a covariance while it is gathered and kept, and of what reads it, bytes."""
 
 
 @dataclass(frozen=True, eq=False)
 class Alone:
-    """A group by itself: its curve, and what was measured at some sizes ({keep, loss, kl, …})."""
+    """A group by itself: its curve, what was measured at some sizes ({keep, loss, kl, …}), and its near-duplicates, where
+    weights read its units linearly and it is not too wide to compare all pairs."""
 
     curve: Curve
     measured: tuple[Mapping[str, Any], ...]
+    merges: Merges | None
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class Pruner:
             curves = group_curves(self.context.checkpoint, self._found, {name: self.groups[name] for name in names}, moments,
                                   labels=self._labels, rows=self.refitter.rows, curvature=weighted)
             for name, curve in curves.items():
-                found[name] = Alone(curve, self._measured_alone(name, curve, readers, moments))
+                found[name] = Alone(curve, self._measured_alone(name, curve, readers, moments), self._merges(name, moments))
                 report(len(found))
         return {name: found[name] for name in self.groups}
 
@@ -200,6 +205,12 @@ class Pruner:
         sizes = dict.fromkeys(even({name: self.groups[name]}, share)[name] for share in self.shares)
         return tuple({"keep": size, **self._one(name, curve.kept(size), readers, moments)} for size in sizes
                      if size < self.groups[name].size)
+
+    def _merges(self, name: str, moments: Mapping[str, Moments]) -> Merges | None:
+        group, mine = self.groups[name], consumed(self._found, name)
+        if not mine or max(one.features for one in mine) > MERGE_FEATURES:
+            return None
+        return find_merges(self.context.checkpoint, mine, group, moments)
 
     def _one(self, name: str, units: np.ndarray, readers: Iterable[Consumer], moments: Mapping[str, Moments]) -> dict[str, Any]:
         if self.in_sequence:

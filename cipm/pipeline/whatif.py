@@ -44,7 +44,7 @@ def _whatif_of(pruner: Pruner, group: SymmetryGroup) -> dict[str, Any]:
     """Return what the report says of a group by itself."""
     facts: dict[str, Any] = {"keep": list(range(group.size + 1)), "parameters": _parameters(pruner, group), "predicted": [],
                              "predicted_cost": [], "removal_order": [], "measured": [], "notes": [],
-                             "unavailable": pruner.reasons.get(group.name)}
+                             "merges": None, "unavailable": pruner.reasons.get(group.name)}
     if group.name not in pruner.groups:
         return facts
     one = pruner.alone[group.name]
@@ -52,7 +52,8 @@ def _whatif_of(pruner: Pruner, group: SymmetryGroup) -> dict[str, Any]:
     measured = [{**point, "predicted": pruner.by_the_others(group.name, number)} for number, point in enumerate(one.measured)]
     return facts | {"predicted": (pruner.base["loss"] + rises).tolist(), "measured": measured,
                     "predicted_cost": (cost / max(cost[0], np.finfo(float).tiny)).tolist(),
-                    "removal_order": one.curve.removal_order.tolist(), "notes": list(one.curve.notes)}
+                    "removal_order": one.curve.removal_order.tolist(), "notes": list(one.curve.notes),
+                    "merges": one.merges.to_json() if one.merges else None}
 
 
 def _parameters(pruner: Pruner, group: SymmetryGroup) -> list[int]:

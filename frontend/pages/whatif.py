@@ -17,6 +17,7 @@ from frontend.ids import WhatIf
 from frontend.widgets import big, button, empty
 
 Json = Mapping[str, Any]
+MOST_PAIRS = 50
 
 
 def panel(group: Json, baseline: Json, page: Json) -> Any:
@@ -35,7 +36,27 @@ def panel(group: Json, baseline: Json, page: Json) -> Any:
                             mb=30, marks=[{"value": at, "label": words.integer(at)} for at in vm.keep_marks(group["size"])],
                             thumbLabel="Units kept"), className="slider"),
         html.Div(numbers(group, baseline, keep), id=WhatIf.NUMBERS), measure,
-        JobStream(id=WhatIf.STREAM), html.P(_how(group, baseline), className="quiet how")], className="whatif")
+        JobStream(id=WhatIf.STREAM), _merges(group), html.P(_how(group, baseline), className="quiet how")], className="whatif")
+
+
+def _merges(group: Json) -> Any:
+    """Return the near-duplicates: units that one other unit nearly gives, and what merging all of them costs."""
+    merges = (group.get("whatif") or {}).get("merges")
+    if merges is None:
+        return None
+    pairs = merges["pairs"]
+    if not pairs:
+        return html.P("No unit is nearly a copy of one other (R² ≥ 0.95).", className="quiet")
+    heads = [html.Th(title) for title in ("Unit", "nearly", "R²")]
+    rows = [html.Tr([html.Td(str(pair["removed"])), html.Td(vm.merge_words(pair)), html.Td(words.fixed(pair["r2"], 3))])
+            for pair in pairs[:MOST_PAIRS]]
+    more = len(pairs) - MOST_PAIRS
+    return html.Details([
+        html.Summary(f"{words.plural(len(pairs), 'near-duplicate')}: merging all of them loses "
+                     f"{words.percent(merges['merged'], 2)} of what these units give, "
+                     f"{words.percent(merges['refitted'], 2)} where all others are refitted"),
+        html.Table([html.Thead(html.Tr(heads)), html.Tbody(rows)], className="pins"),
+        html.P(f"{more} more pairs are in report.json.", className="quiet") if more > 0 else None], className="merges")
 
 
 def session_link(group: Json, page: Json) -> dcc.Link:

@@ -141,3 +141,12 @@ def test_three_rows_give_a_session_that_says_so(samples, tmp_path):
     assert set(session["unavailable"].values()) == {session["notes"][0]} and session["baseline"]["rows"] == 1
     with pytest.raises(OptionError, match="Group layers.0 cannot be made smaller: A what-if needs at least 4 probe rows"):
         stages.run("measure", keep={"layers.0": 3})
+
+
+def test_near_duplicates_are_told_with_what_merging_them_costs(known):
+    stages, _ = known
+    groups = json.loads(stages.file("whatif.json").read_text())["groups"]
+    for merges in (group["merges"] for group in groups.values() if not group["unavailable"]):
+        assert all(pair["r2"] >= 0.95 and pair["removed"] not in merges["keep"] for pair in merges["pairs"])
+        assert 0 <= merges["refitted"] <= merges["merged"] + 1e-12
+        assert bool(merges["pairs"]) == (merges["merged"] > 0)

@@ -237,3 +237,8 @@ def test_a_module_says_what_is_typical_of_it_and_what_it_reads() -> None:
     levels = [{"modules": 2, "resolution": 0.1, "stability": 0.9}, {"modules": 5, "resolution": 0.4, "stability": 0.8}]
     assert gw.level_words(group("g", levels=levels[:1])) is None
     assert "2 (resolution 0.1, stability 0.9) \u2192 5" in (gw.level_words(group("g", levels=levels)) or "")
+
+
+def test_near_duplicates_in_words():
+    assert vm.merge_words({"scale": 0.984, "kept": 4, "offset": -0.104}) == "0.98 × unit 4 − 0.10"
+    assert vm.merge_words({"scale": -2.0, "kept": 0, "offset": 0.001}) == "−2.00 × unit 0"
