@@ -86,6 +86,8 @@ def parser() -> argparse.ArgumentParser:
         budget.add_argument(f"--{name}", type=float, metavar="NUMBER", help=about)
     command.add_argument("--group", action="append", default=[], metavar="NAME=UNITS", help="keep so many units of this group")
     command.add_argument("--lock", action="append", default=[], metavar="NAME", help="keep all units of this group")
+    command.add_argument("--turn-streams", action="store_true", help="first turn residual streams onto their principal "
+                         "directions, where the model stays the same function: their units are directions then")
     command.add_argument("--format", choices=["pt2", "onnx", "huggingface", "state_dict"],
                          help="what to write (default: the format of MODEL)")
     _add(words, "restore", restore, "undo reorganize: tensors bit-identical to the upload", "FILE", "out", "json")
@@ -171,8 +173,8 @@ def prune(arguments: argparse.Namespace) -> int:
     name, value = next((n, v) for n in BUDGETS if (v := getattr(arguments, n.replace("-", "_"))) is not None)
     with _scratch() as scratch:
         request = {"budget": name.replace("-", "_"), "value": value, "locked": arguments.lock, "sizes": _sizes(arguments.group),
-                   "form": arguments.format, "filename": arguments.out.name, "options": parse_options({}).model_dump(),
-                   **_files(model=arguments.MODEL, probe=arguments.PROBE)}
+                   "form": arguments.format, "turn_streams": arguments.turn_streams, "filename": arguments.out.name,
+                   "options": parse_options({}).model_dump(), **_files(model=arguments.MODEL, probe=arguments.PROBE)}
         result = _run(PRUNING, request, scratch)
         _place(scratch / result["filename"], arguments.out)
     return _print(arguments, {**result, "filename": str(arguments.out)}, prune_lines)

@@ -15,6 +15,7 @@ from cipm.pipeline.context import Context, Emit
 from cipm.pipeline.discovery import proved_groups
 from cipm.pipeline.pruning import ROWS_NEEDED, Pruner
 from cipm.pipeline.smaller import write_smaller
+from cipm.pipeline.streams import with_turned_streams
 
 WHOLE_SHARES = (0.7, 0.4, 0.15)
 """Where whole networks are measured: shares kept of every group, or of the way on a front from the smallest model."""
@@ -87,20 +88,22 @@ def _least_within_loss(pruner: Pruner, choices: tuple[Choice, ...], allowed: flo
 def prune_job(request: Mapping[str, Any], scratch: Path, emit: Emit) -> dict[str, Any]:
     """Write a smaller model; the jail's entry of `cipm prune`.
 
-    `request` has model, probe, filename, options, `budget` and `value` as `choose` takes them, `locked`, `sizes` and `form`.
+    `request` has model, probe, filename, options, `budget` and `value` as `choose` takes them, `locked`, `sizes`, `form`, and
+    `turn_streams`: whether residual streams are turned onto their principal directions first.
     """
     options = parse_options(request["options"])
     checkpoint = load(request["model"])
     probe = open_probe(Path(request["probe"]), checkpoint.graph.inputs, max_rows=options.max_rows)
     context = Context(request, options, {}, emit, {"checkpoint": checkpoint, "probe": probe})
     context.kept["symmetry"] = proved_groups(context)
+    context, turned = with_turned_streams(context) if request["turn_streams"] else (context, [])
     pruner = Pruner(context, stage="prune")
     sizes = choose(pruner, request["budget"], request["value"], locked=request["locked"], sizes=request["sizes"])
     made = pruner.made(sizes)
     predicted = pruner.predicted(sizes) if made.keep else {kind: pruner.base[kind] for kind in pruner.kinds}
     out = scratch / request["filename"]
     facts = write_smaller(pruner.refitter, made, sizes, out, form=request["form"], predicted=predicted,
-                          notes=[*limits(pruner, made.keep), *pruner.refitter.notes], locked=request["locked"])
+                          notes=[*turned, *limits(pruner, made.keep), *pruner.refitter.notes], locked=request["locked"])
     return {**facts, "unavailable": pruner.reasons}
 
 

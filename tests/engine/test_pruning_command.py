@@ -19,6 +19,8 @@ from cipm.pipeline.context import Context
 from cipm.pipeline.discovery import proved_groups
 from cipm.pipeline.pruning import Pruner
 from cipm.symmetry import discover_groups
+from cipm.testing.models import save_pt2
+from cipm.testing.networks import NETWORKS
 from cipm.trace import run
 from cipm.views.text import prune_lines
 
@@ -28,7 +30,7 @@ Files = tuple[Path, Path]
 def job(files: Files, out: Path, budget: str, value: float, **more: object) -> dict:
     """Return what the command's job gives, run in this process."""
     request = {"model": str(files[0]), "probe": str(files[1]), "filename": out.name, "options": {}, "budget": budget,
-               "value": value, "locked": [], "sizes": {}, "form": None, **more}
+               "value": value, "locked": [], "sizes": {}, "form": None, "turn_streams": False, **more}
     return prune_job(request, out.parent, lambda event: None)
 
 
@@ -105,3 +107,25 @@ def test_how_fast_it_is_before_and_after_is_told(files, tmp_path):
     fast = job((out, files[1]), tmp_path / "least.onnx", "keep", 0.5)["latency"]
     assert fast["runtime"] == "onnxruntime" and fast["rows"] == 64 and fast["runs"] == 25
     assert min(fast["before_ms"], fast["after_ms"], fast["times"]) > 0
+
+
+def test_streams_on_principal_directions(tmp_path):
+    network = NETWORKS["llama_rotary"]
+    tokens = network.example(rows=60)[0]
+    files = save_pt2(network.make(), tokens[:2], tmp_path / "whole.pt2"), tmp_path / "tokens.npz"
+    np.savez(files[1], x=tokens.numpy())
+    groups = discover_groups(load(files[0])).groups
+    stream = next(group for group in groups if group.kind == "residual stream")
+    inner = [group.name for group in groups if group is not stream and not any(group.name == other.parent for other in groups)]
+    lost = {}
+    for turned in (False, True):
+        result = job(files, tmp_path / f"{turned}.pt2", "keep", 0.75, locked=inner, turn_streams=turned)
+        assert result["keep"][stream.name] == round(stream.size * 0.75)
+        assert any("principal directions" in note for note in result["notes"]) == turned
+        lost[turned] = result["measured"]["kl"]
+    assert lost[True] < lost[False]
+
+
+def test_a_model_without_such_a_stream_says_so(files, tmp_path):
+    with pytest.raises(OptionError, match="No residual stream of this model may be turned"):
+        job(files, tmp_path / "out.pt2", "keep", 0.5, turn_streams=True)
