@@ -22,7 +22,7 @@ from cipm.jail import Limits
 from cipm.jail import run as run_jailed
 from cipm.options import ORDERS, AnalysisOptions, parse_options
 from cipm.views.facts import STRUCTURE_FILE, freedom_facts
-from cipm.views.text import canonical_lines, fingerprint_lines, prune_lines, symmetry_lines
+from cipm.views.text import canonical_lines, fingerprint_lines, prune_lines, report_lines, sparsify_lines, symmetry_lines
 
 FORMS = {
     "scale": "scale every unit by a power of two so that the norm of what comes in lies in [1, 2); restore undoes it",
@@ -39,6 +39,7 @@ BUDGETS = {
 }
 """What prune may be told; exactly one of them."""
 PIPELINE, COMMANDS, PRUNING = "cipm.pipeline:run_job", "cipm.pipeline.commands", "cipm.pipeline.budgets:prune_job"
+SPARSIFYING = "cipm.pipeline.sparsifying:sparsify_job"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,6 +91,10 @@ def parser() -> argparse.ArgumentParser:
                          "directions, where the model stays the same function: their units are directions then")
     command.add_argument("--format", choices=["pt2", "onnx", "huggingface", "state_dict"],
                          help="what to write (default: the format of MODEL)")
+    command = _add(words, "sparsify", sparsify, "write the model with n of every m neighbouring weights zero, its units in the "
+                   "order that loses least", "MODEL", "out", "json")
+    command.add_argument("--pattern", type=_pattern, default=(2, 4), metavar="N:M", help="N of M weights stay (default 2:4)")
+    command.add_argument("--masks", type=Path, metavar="FILE", help="also write which weights stay (bool, safetensors)")
     _add(words, "restore", restore, "undo reorganize: tensors bit-identical to the upload", "FILE", "out", "json")
     command = _add(words, "verify", verify, "are two models the same function? Exit 0: yes, 1: no", "A", "B", "json")
     command.add_argument("--probe", type=Path, help="compare on these rows instead of random inputs")
@@ -124,7 +129,7 @@ def analyze(arguments: argparse.Namespace) -> int:
             shutil.copy(matrix, made / matrix.stem / "correlation.npy")
         _place(made, arguments.out)
     report = json.loads((arguments.out / "report.json").read_text())
-    return _print(arguments, report, _report_lines)
+    return _print(arguments, report, report_lines)
 
 
 def reorganize(arguments: argparse.Namespace) -> int:
@@ -178,6 +183,25 @@ def prune(arguments: argparse.Namespace) -> int:
         result = _run(PRUNING, request, scratch)
         _place(scratch / result["filename"], arguments.out)
     return _print(arguments, {**result, "filename": str(arguments.out)}, prune_lines)
+
+
+def sparsify(arguments: argparse.Namespace) -> int:
+    """Write the model with zeros for sparse hardware."""
+    with _scratch() as scratch:
+        request = {"pattern": arguments.pattern, "masks": "masks.safetensors" if arguments.masks else None,
+                   "filename": arguments.out.name, **_files(model=arguments.MODEL)}
+        result = _run(SPARSIFYING, request, scratch)
+        _place(scratch / result["filename"], arguments.out)
+        if arguments.masks:
+            _place(scratch / request["masks"], arguments.masks)
+    return _print(arguments, {**result, "filename": str(arguments.out)}, sparsify_lines)
+
+
+def _pattern(text: str) -> tuple[int, int]:
+    n, _, m = text.partition(":")
+    if not (n.isdecimal() and m.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no pattern like 2:4")
+    return int(n), int(m)
 
 
 def restore(arguments: argparse.Namespace) -> int:
@@ -336,21 +360,6 @@ def _freedom_lines(freedoms: list[dict[str, Any]]) -> list[str]:
 def proved(certificate: dict[str, Any] | None) -> bool:
     """Tell whether a certificate exists and passed."""
     return bool(certificate and certificate["passed"])
-
-
-def _report_lines(report: dict[str, Any]) -> list[str]:
-    base = report["baseline"]
-    accuracy = "" if base["accuracy"] is None else f", accuracy {base['accuracy']:.4f}"
-    head = [f"{report['probe']['used_rows']:,} rows; {base['loss_kind']} {base['loss']:.4f}{accuracy} on {base['rows']} rows",
-            ""]
-    rows = [f"{g['name']:40s} {g['size']:6d} {g['kind']:18s} " + (g["unavailable"] or f"{len(g['modules'])} modules"
-            + _removable(g["redundancy"])) for g in report["groups"]]
-    return [*head, *rows]
-
-
-def _removable(redundancy: dict[str, Any] | None) -> str:
-    share = (redundancy or {}).get("removable")
-    return "" if share is None else f", {share:.0%} removable at {redundancy['removable_loss']:.0%} loss"
 
 
 def _add(words: Any, name: str, run: Callable[[argparse.Namespace], int], help: str, *parts: str) -> argparse.ArgumentParser:

@@ -100,3 +100,30 @@ def prune_lines(result: Json) -> list[str]:
              f"with {fast['threads']} threads here (medians of {fast['runs']} runs; at best {fast['times']:.2g} times as fast)")
     return [f"wrote {result['filename']}: {size}", f"{', '.join([loss, *more])} on {result['rows']:,} held-out rows", speed,
             *kept, *result["notes"]]
+
+
+def sparsify_lines(result: Json) -> list[str]:
+    """Return what masking did, as lines: what every weight retains in the given order and in the chosen one."""
+    kept = [f"  {w['tensor']}, axis {w['axis']}: {w['retained'] / (w['total'] or 1):.1%} of its magnitude stays, "
+            f"{w['retained_before'] / (w['total'] or 1):.1%} in the given order" for w in result["weights"]]
+    plan = result["certificate"]["plan"]
+    return [f"wrote {result['filename']} with {result['pattern']} sparsity: {result['masked']:,} of {result['parameters']:,} "
+            "parameters are zero; the order alone changes outputs by "
+            f"{plan['max_rel']:.2g} (float64, {plan['rows']} random rows)",
+            *kept, *(f"  {name} stays dense: {why}" for name, why in result["left_out"].items())]
+
+
+def report_lines(report: Json) -> list[str]:
+    """Return an analysis as lines: rows and loss, then a line for every group."""
+    base = report["baseline"]
+    accuracy = "" if base["accuracy"] is None else f", accuracy {base['accuracy']:.4f}"
+    head = [f"{report['probe']['used_rows']:,} rows; {base['loss_kind']} {base['loss']:.4f}{accuracy} on {base['rows']} rows",
+            ""]
+    rows = [f"{g['name']:40s} {g['size']:6d} {g['kind']:18s} " + (g["unavailable"] or f"{len(g['modules'])} modules"
+            + _removable(g["redundancy"])) for g in report["groups"]]
+    return [*head, *rows]
+
+
+def _removable(redundancy: Json | None) -> str:
+    share = (redundancy or {}).get("removable")
+    return "" if share is None else f", {share:.0%} removable at {redundancy['removable_loss']:.0%} loss"

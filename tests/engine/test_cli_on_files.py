@@ -8,8 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from cipm.cli import main
+from cipm.errors import Conflict
+from cipm.export import restore
 from cipm.testing.models import cnn_residual, mlp, save_huggingface, save_pt2
 
 
@@ -148,3 +151,17 @@ def test_bad_input_is_one_line_and_exit_2_and_nothing_written(folder, capsys, ar
     said = capsys.readouterr().err
     assert said == line.replace("{folder}", str(folder)) + "\n"
     assert sorted(p.name for p in folder.iterdir()) == before
+
+
+def test_sparsify_writes_zeros_that_its_masks_name(folder, tmp_path, capsys):
+    out, masks = tmp_path / "sparse.pt2", tmp_path / "masks.safetensors"
+    given = ["sparsify", str(folder / "mlp.pt2"), "--out", str(out), "--masks", str(masks), "--json"]
+    assert main(given) == 0
+    result, kept, written = json.loads(capsys.readouterr().out), load_file(masks), tensors(out)
+    assert result["pattern"] == "2:4" and result["masked"] == sum(int((~mask).sum()) for mask in kept.values()) > 0
+    assert result["certificate"]["plan"]["passed"] and all((written[key][~mask] == 0).all() for key, mask in kept.items())
+    assert all(mask.unflatten(1, (-1, 4)).sum(2).max() == 2 for mask in kept.values())
+    assert sum(w["retained"] for w in result["weights"]) > sum(w["retained_before"] for w in result["weights"])
+    with pytest.raises(Conflict, match="was pruned"):
+        restore(out, tmp_path / "back.pt2")
+    assert main([*given[:-1], "--pattern", "4:4"]) == 2 and "cannot stay" in capsys.readouterr().err
