@@ -7,17 +7,20 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cipm.errors import UnsupportedModel
 from cipm.load.checkpoint import Checkpoint
 from cipm.load.pt2 import free_constants
 from cipm.load.retrace import Sample, export_program
-from cipm.trace import Input, to_module
+from cipm.trace import Graph, Input, to_module
 
 _NAME = re.compile(r"[a-z_][a-z0-9_]*\Z", re.IGNORECASE)
+_VIEW, _RESHAPE = "aten.view.default", "aten.reshape.default"
 _TRACES = ("stack_trace", "from_node", "nn_module_stack", "source_fn_stack", "torch_fn", "custom")
 
 
@@ -35,9 +38,22 @@ def write(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], source: P
 
 
 def exported(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor]) -> torch.export.ExportedProgram:
-    """Return the graph with these tensors, exported again; without stack traces."""
-    origin = checkpoint.origin
+    """Return the graph with these tensors, exported again; without stack traces.
+
+    An attention kernel may lay its result out otherwise than the one that the model was first exported with, so that a view of
+    it is refused: then views become reshapes.
+    """
     graph, tensors, constants = free_constants(checkpoint, tensors)
+    try:
+        return _exported(checkpoint, graph, tensors, constants)
+    except UnsupportedModel:
+        nodes = tuple(replace(node, op=_RESHAPE if node.op == _VIEW else node.op) for node in graph.nodes)
+        return _exported(checkpoint, replace(graph, nodes=nodes), tensors, constants)
+
+
+def _exported(checkpoint: Checkpoint, graph: Graph, tensors: Mapping[str, torch.Tensor],
+              constants: Mapping[str, torch.Tensor]) -> torch.export.ExportedProgram:
+    origin = checkpoint.origin
     module = to_module(graph, tensors, constants, buffers=set(origin["buffers"]))
     _attach(module, checkpoint, tensors)
     samples = {i.name: _sample(i, origin["samples"][i.name]) for i in checkpoint.graph.inputs}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sample_models import (
@@ -27,14 +28,15 @@ from sample_models import (
     save_hub,
     torch_load,
 )
+from torch import nn
 from torch.export import Dim
 
 from cipm.errors import Conflict, CorruptFile, UnknownFormat
 from cipm.export import export, read_plan, restore
 from cipm.load import Checkpoint, content_hash, load
 from cipm.permutation import Permutation, Plan
-from cipm.symmetry import discover_groups, prove
-from cipm.testing.models import seeded
+from cipm.symmetry import discover_groups, prove, random_member
+from cipm.testing.models import save_pt2, seeded
 
 CERTIFICATE = {"passed": True, "max_rel": 1e-12}
 SLOW = settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
@@ -303,3 +305,27 @@ def test_tables_that_are_no_parameters_move_and_come_back(tmp_path: Path) -> Non
     assert torch.equal(load(moved).tensors["constant:table"], module.table[[3, 1, 5, 0, 2, 4]])
     back = load(restore(moved, tmp_path / "back.pt2"))
     assert all(torch.equal(back.tensors[key], tensor) for key, tensor in checkpoint.tensors.items())
+
+
+class Biased(nn.Module):
+    """Attention whose learned bias decides which kernel torch takes, and so how the result lies in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 3)
+        self.bias = nn.Parameter(torch.randn(1, 2, 5, 5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        return self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias).transpose(1, 2).reshape(-1, 5, 8))
+
+
+def test_attention_with_a_learned_bias_is_written(tmp_path):
+    path = save_pt2(seeded(Biased, 0), torch.zeros(2, 5, 8), tmp_path / "biased.pt2")
+    checkpoint = load(path)
+    symmetry = prove(checkpoint, discover_groups(checkpoint))
+    plan = random_member(symmetry, symmetry.groups, np.random.default_rng(0))
+    out = export(checkpoint, path, plan, None, tmp_path / "out.pt2")
+    x = torch.randn(3, 5, 8)
+    before, after = (torch.export.load(file).module()(x) for file in (path, out))
+    torch.testing.assert_close(before, after)
