@@ -5,7 +5,7 @@
     python bench/coverage.py --families gpt2,encoder --formats huggingface,torch-pruning --limit-seconds 60
 
 A round trip is: save, load, discover, prove, reorganize by random members of all groups at once, run the written file in the
-format's own runtime (torch.export.load, onnxruntime, transformers) beside the model it came from, read it again, undo the plan
+format's own runtime (torch.export.load, onnxruntime, transformers) beside the file it came from, read it again, undo the plan
 that it carries, compare every bit.
 `.pt2` files hold float64 and transformers loads its files as float64; the type shown is float32 where a model computes some
 of it in that all the same, as many norms do, and for onnxruntime. A difference is relative to the largest output; beyond
