@@ -49,7 +49,8 @@ def _whatif_of(pruner: Pruner, group: SymmetryGroup) -> dict[str, Any]:
         return facts
     one = pruner.alone[group.name]
     cost, rises = one.curve.cost, pruner.session.rises["loss"][group.name]
-    measured = [{**point, "predicted": pruner.by_the_others(group.name, number)} for number, point in enumerate(one.measured)]
+    measured = [{**one.measured[number], "predicted": pruner.by_the_others(group.name, number)}
+                for number in reversed(range(len(one.measured)))]  # the fewest units first
     return facts | {"predicted": (pruner.base["loss"] + rises).tolist(), "measured": measured,
                     "predicted_cost": (cost / max(cost[0], np.finfo(float).tiny)).tolist(),
                     "removal_order": one.curve.removal_order.tolist(), "notes": list(one.curve.notes),

@@ -53,7 +53,7 @@ def test_from_first_start_to_finished_analyses(samples, tmp_path):
         assert first["state"] == "training" and client.get("/").status_code == 200
         wait_until(lambda: client.get("/api/health").json()["demo"]["state"] == "ready", 60, "the samples")
         assert "digits_mlp.pt2" in client.get("/api/health").json()["demo"]["detail"]
-        ended = wait_until(lambda: _ended(client), 120, "both analyses")
+        ended = wait_until(lambda: _ended(client), 300, "both analyses")
         assert {(a["model"]["name"], a["job"]["status"], a["sample"], a["read_only"]) for a in ended} == {
             ("digits_mlp.pt2", "done", True, False), ("digits_cnn.pt2", "done", True, False)}
         mlp = next(a for a in ended if a["model"]["name"] == "digits_mlp.pt2")
