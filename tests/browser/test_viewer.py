@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from page_server import Running, probe_bytes, start
+from page_server import Running, probe_bytes
 from playwright.sync_api import Page, expect
 
 pytestmark = pytest.mark.browser
@@ -252,27 +252,3 @@ def test_nothing_comes_from_another_host(tab: Page, pages: Running) -> None:
     tab.goto(pages.url)
     tab.wait_for_selector(".upload-card")
     assert asked and all(address.startswith((pages.url, "data:", "blob:")) for address in asked)
-
-
-def test_signing_in(tab: Page, tmp_path: Path) -> None:
-    guarded = start(tmp_path, auth=True)
-    try:
-        tab.goto(guarded.url)
-        expect(tab.locator("input[name=password]")).to_have_attribute("type", "password")
-        tab.fill("input[name=email]", "someone@example.org")
-        tab.fill("input[name=password]", "short")
-        tab.click("text=Create an account")
-        expect(tab.locator(".form-note")).to_contain_text("at least 10 characters")
-        tab.fill("input[name=password]", "a long enough password")
-        tab.click("text=Create an account")
-        expect(tab.locator(".steps")).to_be_visible()
-        tab.goto(f"{guarded.url}/account")
-        tab.fill("#account-name", "a program")
-        tab.click("#account-create")
-        expect(tab.locator(".link-field")).to_contain_text("cipm_")
-        tab.click("text=Sign out")
-        tab.wait_for_url("**/login")
-        tab.goto(f"{guarded.url}/account")
-        expect(tab.locator(".sign-in")).to_be_visible()
-    finally:
-        guarded.stop()
