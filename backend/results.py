@@ -9,9 +9,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from backend import describe
 from backend.cache import FolderCache
-from backend.store import Store, artefacts
-from cipm.errors import OptionError
+from backend.store import Artefact, Store, artefacts
+from backend.store.models import ENDED
+from cipm.errors import Conflict, NotFound, OptionError
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,24 @@ def view_of(store: Store, cache: FolderCache, analysis_id: str) -> View:
         return View(artefacts.folder(store, artefact, Path()), artefact.address)
     folder = cache.get(artefact.address, lambda into: artefacts.folder(store, artefact, into))
     return View(folder, artefact.address)
+
+
+def early_result(store: Store, analysis_id: str, stage: str, file: str, *, waiting: str, older: str, ended: str) -> Artefact:
+    """Return the newest artefact of a stage that a page reads before the analysis is done, with this file in it.
+
+    Raises Conflict in the words `waiting` while the stage is to come; NotFound in the words `older` where the artefact was
+    made before there was such a file, `ended` where the analysis ended before the stage.
+    """
+    with store.read() as session:
+        artefact = artefacts.newest(session, analysis_id, stage)
+        status = describe.newest_job(session, analysis_id).status
+    if artefact is not None and file in artefact.files:
+        return artefact
+    if status not in ENDED:
+        raise Conflict(waiting, fix=f"Ask again when the stage {stage} is done.")
+    if artefact is not None:
+        raise NotFound(older, fix="Run it again to get one.")
+    raise NotFound(ended, fix="Run it again.")
 
 
 def check_order(view: View, order: str) -> None:

@@ -10,9 +10,8 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session as Rows
 
-from backend import describe
+from backend.results import early_result
 from backend.store import Analysis, Artefact, Store, WhatIf, artefacts
-from backend.store.models import ENDED
 from cipm.allocation import SESSION_FILE, Session
 from cipm.errors import Conflict, NotFound, OptionError
 
@@ -22,16 +21,9 @@ MOST_NAMED = 200
 def session_artefact(store: Store, analysis_id: str) -> Artefact:
     """Return the artefact that holds the session of an analysis. Raises Conflict while there is none, NotFound where the
     analysis ended before."""
-    with store.read() as session:
-        artefact = artefacts.newest(session, analysis_id, "whatif")
-        status = describe.newest_job(session, analysis_id).status
-    if artefact is not None and SESSION_FILE in artefact.files:
-        return artefact
-    if status not in ENDED:
-        raise Conflict("What pruning costs is not computed yet.", fix="Ask again when the stage whatif is done.")
-    if artefact is not None:
-        raise NotFound("This analysis was made before there were what-if sessions.", fix="Run it again to get one.")
-    raise NotFound("This analysis ended before what-ifs were computed.", fix="Run it again.")
+    return early_result(store, analysis_id, "whatif", SESSION_FILE, waiting="What pruning costs is not computed yet.",
+                        older="This analysis was made before there were what-if sessions.",
+                        ended="This analysis ended before what-ifs were computed.")
 
 
 def session_of(store: Store, analysis_id: str) -> Session:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fastapi import Request, Response
 from fastapi.responses import FileResponse
 
 _ERROR = {"description": "An error, in the one shape.",
@@ -29,3 +31,13 @@ def attachment(path: Path, name: str) -> FileResponse:
     """Return the file as a download; it is streamed, and a range of it can be asked for."""
     return FileResponse(path, media_type="application/octet-stream", filename=safe_name(name),
                         headers={"Cache-Control": "private, no-cache"})
+
+
+def json_by_address(request: Request, address: str, path: Callable[[], Path]) -> Response:
+    """Return the JSON file of an artefact, or 304 where the browser has it: its address is its ETag. The file is asked for only
+    where it is sent."""
+    etag = f'"{address}"'
+    headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
+    if request.headers.get("if-none-match") == etag:
+        return Response(status_code=304, headers=headers)
+    return FileResponse(path(), media_type="application/json", headers=headers)

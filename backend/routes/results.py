@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import FileResponse
 
 from backend.access import ReadingDep, StoreDep
 from backend.results import View, view_of
+from backend.routes.files import json_by_address
 from backend.store import Store
 
 router = APIRouter(prefix="/analyses", tags=["results"])
@@ -18,11 +18,7 @@ router = APIRouter(prefix="/analyses", tags=["results"])
 def report(reading: ReadingDep, request: Request, store: StoreDep) -> Response:
     """Return report.json of the newest finished run. 404 where none is finished."""
     view = open_view(request, store, reading.analysis.id)
-    etag = f'"{view.address}"'
-    headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
-    if request.headers.get("if-none-match") == etag:
-        return Response(status_code=304, headers=headers)
-    return FileResponse(view.report_path, media_type="application/json", headers=headers)
+    return json_by_address(request, view.address, lambda: view.report_path)
 
 
 def open_view(request: Request, store: Store, analysis_id: str) -> View:

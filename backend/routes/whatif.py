@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import FileResponse
 
 from backend import describe
 from backend.access import OwnedDep, ReadingDep, StoreDep
+from backend.routes.files import json_by_address
 from backend.schemas import Job
 from backend.store import WhatIf as WhatIfRow
 from backend.store import artefacts, jobs
@@ -34,11 +34,7 @@ def session(reading: ReadingDep, request: Request, store: StoreDep) -> Response:
     There as soon as stage `whatif` is done; 409 before, 404 where the analysis ended before.
     """
     artefact = session_artefact(store, reading.analysis.id)
-    etag = f'"{artefact.address}"'
-    headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
-    if request.headers.get("if-none-match") == etag:
-        return Response(status_code=304, headers=headers)
-    return FileResponse(artefacts.file(store, artefact, SESSION_FILE), media_type="application/json", headers=headers)
+    return json_by_address(request, artefact.address, lambda: artefacts.file(store, artefact, SESSION_FILE))
 
 
 @router.get("/{analysis_id}/whatif/front", summary="The front of a what-if session")
