@@ -4,21 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 import dash_mantine_components as dmc
-from dash import ALL, Dash, Input, Output, State, ctx, html, no_update
+from dash import ALL, Dash, Input, Output, State, ctx, dcc, html, no_update
 from dash.development.base_component import Component
 
 from frontend import words
 from frontend.client import ApiError
 from frontend.ids import Account
 from frontend.session import Site
-from frontend.widgets import button, facts, problem
+from frontend.widgets import button, empty, facts, problem
 
 Json = Mapping[str, Any]
 
 
 # ---------------------------------------------------------------- layout
+def instead(error: ApiError, analysis_id: str | None, share: str | None, rest: str = "") -> Component:
+    """Return what stands where the page /a/{id}{rest} of an analysis cannot be shown: sign-in where it helps, else why."""
+    if error.status == 401 and analysis_id:
+        return login(f"/a/{quote(analysis_id, safe='')}{rest}")
+    if share:
+        why = empty("This link opens nothing", error.problem["message"], "Ask its sender for a new one.")
+    else:
+        why = empty("This analysis cannot be opened", error.problem["message"], error.problem.get("fix"),
+                    dcc.Link("To your analyses", href="/"))
+    return html.Main(why, className="page narrow")
+
+
 def login(then: str) -> Component:
     """Return the form to sign in or register, and go to `then`. The browser sends it: the answer sets its cookie."""
     return html.Main(html.Form([

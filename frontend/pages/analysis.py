@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
 
 import dash_mantine_components as dmc
 from dash import ClientsideFunction, Dash, Input, Output, Patch, State, dcc, html, no_update
@@ -19,7 +18,7 @@ from frontend.figures import marker
 from frontend.ids import Analysis, Sharing, WhatIf
 from frontend.pages import account, group, progress, whatif
 from frontend.session import Site
-from frontend.widgets import badge, button, empty, facts, power, problem
+from frontend.widgets import badge, button, facts, power, problem
 
 Json = Mapping[str, Any]
 
@@ -34,20 +33,11 @@ async def layout(site: Site, analysis_id: str | None, share: str | None, query: 
                 "keep": keep if (keep := query.get("keep") or "").isdecimal() else None}
         content = await body(site, page, analysis, query)
     except ApiError as error:
-        if error.status == 401 and analysis_id:
-            return account.login(f"/a/{quote(analysis_id, safe='')}")
-        return html.Main(_missing(error.problem, share), className="page narrow")
+        return account.instead(error, analysis_id, share)
     view = vm.View.parse(query)
     return html.Main([dcc.Store(id=Analysis.PAGE, data=page),
                       dcc.Store(id=Analysis.VIEW, data={"group": view.group, "tab": view.tab, "matrix": view.matrix}),
                       html.Div(content, id=Analysis.BODY)], className="page wide")
-
-
-def _missing(error: Json, share: str | None) -> Component:
-    if share:
-        return empty("This link opens nothing", error["message"], "Ask its sender for a new one.")
-    return empty("This analysis cannot be opened", error["message"], error.get("fix"),
-                 dcc.Link("To your analyses", href="/"))
 
 
 async def body(site: Site, page: Json, analysis: Json, query: Json) -> list[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
 
 from dash import Dash, Input, Output, State, dcc, html, no_update
 from dash.development.base_component import Component
@@ -31,20 +30,12 @@ async def layout(site: Site, analysis_id: str | None, share: str | None, query: 
     try:
         analysis = await (client.shared(share) if share else client.analysis(analysis_id))
     except ApiError as error:
-        if error.status == 401 and analysis_id:
-            return account.login(f"/a/{quote(analysis_id, safe='')}/symmetry")
-        return html.Main(_missing(error.problem, share), className="page narrow")
+        return account.instead(error, analysis_id, share, "/symmetry")
     page = {"id": analysis["id"], "share": share, "read_only": bool(share) or analysis["read_only"]}
     view = sm.View.parse(query)
     return html.Main([dcc.Store(id=Symmetry.PAGE, data=page),
                       dcc.Store(id=Symmetry.VIEW, data={"group": view.group, "node": view.node}),
                       html.Div(await body(site, page, analysis, view), id=Symmetry.BODY)], className="page wide")
-
-
-def _missing(error: Json, share: str | None) -> Component:
-    if share:
-        return empty("This link opens nothing", error["message"], "Ask its sender for a new one.")
-    return empty("This analysis cannot be opened", error["message"], error.get("fix"), dcc.Link("To your analyses", href="/"))
 
 
 async def body(site: Site, page: Json, analysis: Json, view: sm.View) -> list[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
 
 from dash import Dash, Input, Output, State, dcc, html, no_update
 from dash.development.base_component import Component
@@ -29,18 +28,10 @@ async def layout(site: Site, analysis_id: str | None, share: str | None) -> Comp
     try:
         analysis = await (client.shared(share) if share else client.analysis(analysis_id))
     except ApiError as error:
-        if error.status == 401 and analysis_id:
-            return account.login(f"/a/{quote(analysis_id, safe='')}/whatif")
-        return html.Main(_missing(error.problem, share), className="page narrow")
+        return account.instead(error, analysis_id, share, "/whatif")
     page = {"id": analysis["id"], "share": share, "read_only": bool(share) or analysis["read_only"]}
     return html.Main([dcc.Store(id=WhatIfPage.PAGE, data=page), html.Div(body(page, analysis), id=WhatIfPage.BODY)],
                      className="page wide")
-
-
-def _missing(error: Json, share: str | None) -> Component:
-    if share:
-        return empty("This link opens nothing", error["message"], "Ask its sender for a new one.")
-    return empty("This analysis cannot be opened", error["message"], error.get("fix"), dcc.Link("To your analyses", href="/"))
 
 
 def body(page: Json, analysis: Json) -> list[Any]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from api_server import Running, serve
+from api_server import Running, analyse, finish, serve
 
 from backend.settings import Settings
 
@@ -36,3 +38,17 @@ def local(start: Callable[..., Running]) -> Running:
 def guarded(start: Callable[..., Running]) -> Running:
     """A server with accounts."""
     return start(auth=True)
+
+
+@pytest.fixture()
+def client(local: Running) -> httpx.Client:
+    """A client of the server without sign-in."""
+    return local.client()
+
+
+@pytest.fixture()
+def done(local: Running, client: httpx.Client, tmp_path: Path) -> dict[str, Any]:
+    """A finished analysis there."""
+    made = analyse(client)
+    finish(local, made, tmp_path / "view")
+    return made

@@ -5,27 +5,14 @@ from __future__ import annotations
 import json
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from api_server import Running, analyse, claim, finish, keep, matrix, send, shape_of
+from api_server import analyse, claim, finish, keep, matrix, send, shape_of
 
 from backend.store import jobs
 from cipm.errors import ProbeError
 from cipm.views import TILE
-
-
-@pytest.fixture()
-def client(local: Running):
-    return local.client()
-
-
-@pytest.fixture()
-def done(local: Running, client, tmp_path: Path) -> dict:
-    made = analyse(client)
-    finish(local, made, tmp_path / "view")
-    return made
 
 
 def test_health_says_what_is_missing(client):

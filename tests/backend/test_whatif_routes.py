@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from api_server import Running, analyse, claim, finish, keep, leave_session, session, shape_of
+from api_server import analyse, claim, keep, leave_session, session, shape_of
 
 from backend.store import WhatIf, jobs
 from backend.whatif_schemas import WhatIfSession
 from backend.whatifs import MOST_NAMED
 from cipm.allocation import Session
 from cipm.errors import ProbeError
-
-
-@pytest.fixture()
-def client(local: Running):
-    return local.client()
-
-
-@pytest.fixture()
-def done(local: Running, client, tmp_path: Path) -> dict:
-    made = analyse(client)
-    finish(local, made, tmp_path / "view")
-    return made
 
 
 def test_the_session_is_there_while_the_job_still_runs(local, client, tmp_path):
