@@ -9,8 +9,9 @@ format's own runtime (torch.export.load, onnxruntime, transformers) beside the f
 that it carries, compare every bit.
 `.pt2` files hold float64 and transformers loads its files as float64; the type shown is float32 where a model computes some
 of it in that all the same, as many norms do, and for onnxruntime. A difference is relative to the largest output; beyond
-1e-10 (float32: 1e-4) the trip counts as wrong. Seconds: torch.export.export of the model as it is (the yardstick), discovery
-without proof, proof. What Torch-Pruning's verdicts mean stands in `bench/peers/removal.py`.
+1e-10 (float32: 1e-4) the trip counts as wrong. Seconds are the processor's, in one thread: torch.export.export of the model as
+it is (the yardstick) and discovery without proof, each the better of two runs, and one proof. What Torch-Pruning's verdicts
+mean stands in `bench/peers/removal.py`.
 
 Every trip runs in a child process with a memory limit, which is killed at the time limit and started anew for the rest.
 """
@@ -157,9 +158,8 @@ def _row(trips, removal, family: str, kind: str) -> Row:
         return Row(family, kind, "skipped", "torch-pruning is not installed")
     try:
         if kind == PEER:
-            start = time.perf_counter()
-            status, detail = trips.peer(removal, family)
-            return Row(family, kind, status, detail[:300], proof=time.perf_counter() - start)
+            (status, detail), seconds = trips.timed(lambda: trips.peer(removal, family))
+            return Row(family, kind, status, detail[:300], proof=seconds)
         return Row(family, kind, **trips.round_trip(family, kind))
     except trips.Skipped as error:
         return Row(family, kind, "skipped", str(error)[:300])
