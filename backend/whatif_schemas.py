@@ -16,8 +16,9 @@ class WhatIfSession(Output):
     schema_version: int
     baseline: dict[str, Any] = Field(description="{loss_kind, loss, accuracy, perplexity, rows} of the whole model.")
     kinds: list[str] = Field(description="What is predicted; the first is what budgets are spread by.")
-    groups: list[dict[str, Any]] = Field(description="{name, kind, size, blocks, level, removal_order, rises: {KIND: [size + "
-                                                     "1]}, measured, notes}; a group keeps a multiple of its blocks.")
+    groups: list[dict[str, Any]] = Field(description="{name, kind, size, blocks, least, level, removal_order, rises: {KIND: "
+                                                     "[size + 1]}, measured, notes}; a group keeps a multiple of its blocks, "
+                                                     "at least `least`.")
     unavailable: dict[str, str] = Field(description="Groups that cannot be made smaller, and why.")
     counts: dict[str, dict[str, Any]] = Field(
         description="parameters, flops, bytes: {fixed, terms: [[size, [{group: share}]]], unit}; value = fixed + Σ size · Π "
@@ -48,7 +49,7 @@ class WhatIfCreate(Input):
 
     name: str = Field(min_length=1, max_length=200)
     keep: dict[str, int] = Field(max_length=10_000, description="Units to keep of each group; one not named stays whole.")
-    locked: list[str] = Field(default_factory=list, max_length=10_000, description="Groups that are to stay whole.")
+    locked: list[str] = Field(default_factory=list, max_length=10_000, description="Groups that are to keep their size.")
 
 
 class WhatIfPatch(Input):

@@ -26,13 +26,18 @@ Sizes = Mapping[str, int]
 
 
 class Units(Protocol):
-    """What is asked of a group: its units, and in how many equal blocks they lie."""
+    """What is asked of a group: its units, in how many equal blocks they lie, and the fewest that can be kept (of each block
+    one at least)."""
 
     @property
     def size(self) -> int: ...
 
     @property
     def blocks(self) -> int: ...
+
+    @property
+    def least(self) -> int: ...
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -100,7 +105,7 @@ def front(losses: Mapping[str, np.ndarray], count: Count, groups: Mapping[str, U
     if both:
         raise OptionError(f"Group {both[0]} is locked and cannot be given a size.", where=both[0])
     keep = {name: checked(name, group, overrides.get(name, group.size)) for name, group in groups.items()}
-    paths = {name: _path(losses[name], group.blocks) for name, group in groups.items()
+    paths = {name: _path(losses[name], group) for name, group in groups.items()
              if name not in locked and name not in overrides}
     return _descend(keep, paths, losses, count)
 
@@ -141,16 +146,27 @@ def _given_back(keep: Sizes, budget: float, count: Count, losses: Mapping[str, n
 
 def checked(name: str, group: Units, units: object) -> int:
     """Return how many units a group is to keep; raises OptionError where that is no number of units it can keep."""
-    whole = isinstance(units, int) and not isinstance(units, bool)
-    if not whole or not group.blocks <= units <= group.size or units % group.blocks:
+    whole, least = isinstance(units, int) and not isinstance(units, bool), fewest(group)
+    if not whole or not least <= units <= group.size or units % group.blocks:
         each = f", a multiple of {group.blocks}" if group.blocks > 1 else ""
-        raise OptionError(f"Group {name} can keep {group.blocks} to {group.size} units{each}; it cannot keep {units!r}.",
+        why = f" The model chooses among them, and cannot run with fewer than {least}." if least > group.blocks else ""
+        raise OptionError(f"Group {name} can keep {least} to {group.size} units{each}; it cannot keep {units!r}.{why}",
                           where=name)
     return units
 
 
+def fewest(group: Units) -> int:
+    """Return the fewest units that a group can keep: one of each block, or as many as the model chooses among them."""
+    return max(group.least, group.blocks)
+
+
+def nearest(group: Units, share: float) -> int:
+    """Return the number of units that a group can keep which is nearest to a share of it, equally many of each block."""
+    return max(fewest(group), round(group.size // group.blocks * share) * group.blocks)
+
+
 def even(groups: Mapping[str, Units], share: float, *, locked: Collection[str] = ()) -> dict[str, int]:
-    """Return sizes at which every group keeps this share of its units (at least one of each block); locked ones stay whole,
+    """Return sizes at which every group keeps this share of its units (at least its fewest); locked ones stay whole,
     and so do those that carry others of these (heads): what is inside of them goes instead.
 
     Raises OptionError for a share of zero or less, or more than one.
@@ -159,14 +175,12 @@ def even(groups: Mapping[str, Units], share: float, *, locked: Collection[str] =
         raise OptionError(f"What is kept must be more than 0 and at most 1 (all units); it cannot be {share:g}.", where="keep",
                           fix="Keep 0.5 for half of the units of every group.")
     whole = {*locked, *(getattr(group, "parent", None) for group in groups.values())}
-    return {name: group.size if name in whole else max(1, round(group.size // group.blocks * share)) * group.blocks
-            for name, group in groups.items()}
+    return {name: group.size if name in whole else nearest(group, share) for name, group in groups.items()}
 
 
-def _path(loss: np.ndarray, blocks: int) -> list[tuple[int, float]]:
+def _path(loss: np.ndarray, group: Units) -> list[tuple[int, float]]:
     """Return (units, convexified loss) from whole to smallest, in at most STEPS steps."""
-    n = len(loss) - 1
-    whole = np.arange(n, blocks - 1, -blocks)
+    whole = np.arange(group.size, fewest(group) - 1, -group.blocks)
     sizes = whole[np.unique(np.linspace(0, len(whole) - 1, min(STEPS + 1, len(whole))).round().astype(int))]
     hull: list[int] = []
     for k in sizes:
@@ -217,10 +231,11 @@ def _total(losses: Mapping[str, np.ndarray], keep: Sizes) -> float:
 
 @dataclass(frozen=True)
 class Group:
-    """A group that can be made smaller: its units, and in how many equal blocks they lie."""
+    """A group that can be made smaller: its units, in how many equal blocks they lie, and the fewest that can be kept."""
 
     size: int
     blocks: int = 1
+    least: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,7 +262,7 @@ class Session:
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Session:
         """Return the session of a session.json."""
-        groups = {group["name"]: Group(group["size"], group["blocks"]) for group in value["groups"]}
+        groups = {group["name"]: Group(group["size"], group["blocks"], group.get("least", 1)) for group in value["groups"]}
         sizes = {name: group.size for name, group in groups.items()}
         rises = {kind: {group["name"]: np.array(group["rises"][kind]) for group in value["groups"]} for kind in value["kinds"]}
         orders = {group["name"]: np.array(group["removal_order"]) for group in value["groups"]}

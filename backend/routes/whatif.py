@@ -79,7 +79,9 @@ def list_whatifs(reading: ReadingDep, store: StoreDep) -> list[WhatIf]:
 @router.post("/{analysis_id}/whatifs", status_code=201, summary="Keep a what-if")
 def create_whatif(body: WhatIfCreate, analysis: OwnedDep, store: StoreDep) -> WhatIf:
     """Keep a what-if under a name; at most 200 of an analysis."""
-    keep = session_of(store, analysis.id).checked(body.keep, body.locked)
+    known = session_of(store, analysis.id)
+    known.check_names(body.locked)
+    keep = known.checked(body.keep)
     with store.write() as session:
         room_for_one(session, analysis.id)
         row = WhatIfRow(analysis_id=analysis.id, name=body.name, keep=keep, locked=body.locked)
@@ -96,7 +98,8 @@ def patch_whatif(whatif_id: str, body: WhatIfPatch, analysis: OwnedDep, store: S
         row = owned_whatif(session, analysis.id, whatif_id)
         given = body.model_dump(exclude_none=True)
         keep, locked = given.get("keep", row.keep), given.get("locked", row.locked)
-        row.name, row.keep, row.locked = given.get("name", row.name), known.checked(keep, locked), locked
+        known.check_names(locked)
+        row.name, row.keep, row.locked = given.get("name", row.name), known.checked(keep), locked
         return describe.whatif(row)
 
 

@@ -213,7 +213,7 @@ class StageUse(Base):
 
 
 class WhatIf(Base):
-    """A named pruning what-if: how many units each group keeps ({group: units}), and which groups are to stay whole."""
+    """A named pruning what-if: how many units each group keeps ({group: units}), and which groups are locked at their size."""
 
     __tablename__ = "whatifs"
     id: Mapped[str] = _id()

@@ -32,7 +32,7 @@ def choose(pruner: Pruner, budget: str, value: float, *, locked: Collection[str]
     if not pruner.groups:
         why = "; ".join(f"{name}: {reason}" for name, reason in pruner.reasons.items()) or "it has no free units."
         raise OptionError(f"No group of this model can be made smaller: {why}")
-    pruner.session.check_names([*locked, *(sizes or {})])
+    pruner.session.checked(sizes or {}, locked)
     if budget == "keep":
         wanted = {**pruner.even(value, locked), **(sizes or {})}
         if any(size < pruner.groups[name].size for name, size in wanted.items()):

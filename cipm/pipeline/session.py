@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cipm.allocation import Sizes, rising, thinned
+from cipm.allocation import Sizes, fewest, nearest, rising, thinned
 from cipm.export import forms
 from cipm.pipeline.budgets import TRIES, WHOLE_SHARES, along, least_within, limits
 from cipm.pipeline.context import Context
@@ -66,7 +66,7 @@ def _baseline(pruner: Pruner) -> dict[str, Any]:
 
 def _group(pruner: Pruner, name: str) -> dict[str, Any]:
     group, one = pruner.groups[name], pruner.alone[name]
-    return {"name": name, "kind": group.kind, "size": group.size, "blocks": group.blocks,
+    return {"name": name, "kind": group.kind, "size": group.size, "blocks": group.blocks, "least": fewest(group),
             "level": group.parent if group.parent in pruner.groups else None,
             "removal_order": one.curve.removal_order.tolist(),
             "rises": {kind: pruner.session.rises[kind][name].tolist() for kind in pruner.kinds},
@@ -90,8 +90,8 @@ def _held_back(pruner: Pruner) -> list[Sizes]:
     generator = np.random.default_rng(pruner.context.options.seed)
     choices = thinned(pruner.front("parameters"))
     inside = [choices[round(at * (len(choices) - 1))].keep for at in np.linspace(0, 1, most - (most + 1) // 2 + 2)[1:-1]]
-    drawn = [{name: max(1, round(group.size // group.blocks * generator.uniform(0.1, 1))) * group.blocks
-              for name, group in pruner.groups.items()} for _ in range((most + 1) // 2)]
+    drawn = [{name: nearest(group, generator.uniform(0.1, 1)) for name, group in pruner.groups.items()}
+             for _ in range((most + 1) // 2)]
     return [*drawn, *inside][:max(most, 0)]
 
 

@@ -39,7 +39,7 @@ def masked_curve(labels: Labels, group: SymmetryGroup, rows: Rows) -> Curve:
     Each unit is masked alone (zero wherever it is stored, −∞ for its scores where units are weighed against each other), which
     gives the order: the least change goes first. The cost of each size is then measured with all that go masked together, so
     a router's choice among the others counts; that others could take over for them does not. Units of groups in blocks go in
-    rounds of one from each block; sizes between are interpolated, and less than one of each costs as much as one.
+    rounds of one from each block; sizes between are interpolated, and fewer than can be kept cost as much as the fewest.
 
     cost[k] is the expected squared change per row, at the first sum after the group with what does not depend on it (the
     shortcut around the layer), or else at the outputs. Cost: 2 × units runs of the nodes in between on about ENOUGH_ROWS rows.
@@ -61,7 +61,7 @@ def masked_curve(labels: Labels, group: SymmetryGroup, rows: Rows) -> Curve:
 
     alone = np.array([change(np.array([unit])) for unit in range(group.size)])
     order = np.array(evenly(np.argsort(alone, kind="stable"), group.size // group.blocks), dtype=np.int64)
-    sizes = range(group.blocks, group.size, group.blocks)
+    sizes = range(max(group.least, group.blocks), group.size, group.blocks)
     known = {size: change(order[:group.size - size]) for size in sizes} | {group.size: 0.0}
     cost = np.interp(np.arange(group.size + 1), list(known), list(known.values()))
     return Curve(order, np.maximum.accumulate(cost[::-1])[::-1], 0.0, _notes(alone, count))

@@ -13,7 +13,7 @@ from cipm.pruning.elimination import Curve, elimination_curve, quick_curve
 from cipm.pruning.kept import Labels
 from cipm.pruning.masking import MOST_UNITS, masked_curve
 from cipm.pruning.sequence import Moments, Rows
-from cipm.pruning.shrink import refusals
+from cipm.pruning.shrink import least_kept, refusals
 from cipm.symmetry import Symmetry, SymmetryGroup
 
 CAREFUL_FEATURES = 8192
@@ -34,7 +34,7 @@ def prunable(symmetry: Symmetry, found: Sequence[Consumer], *,
     many of each block, whatever its blocks do: a head that goes takes its units with it, counted as kept or not.
 
     With `labels` also groups that no weight reads linearly, up to MOST_UNITS units (their cost is measured by masking), and
-    without those that the graph cannot lose (`refusals`).
+    without those that the graph cannot lose (`refusals`), and `least` of a group is what the graph needs of it (`least_kept`).
     """
     groups: dict[str, SymmetryGroup] = {}
     reasons: dict[str, str] = {}
@@ -48,7 +48,9 @@ def prunable(symmetry: Symmetry, found: Sequence[Consumer], *,
         else:
             groups[group.name] = group
     refused = refusals(labels, tuple(groups.values())) if labels is not None else {}
-    return {name: group for name, group in groups.items() if name not in refused}, reasons | refused
+    groups = {name: group for name, group in groups.items() if name not in refused}
+    least = least_kept(labels, tuple(groups.values())) if labels is not None else {}
+    return {name: replace(group, least=least.get(name, 1)) for name, group in groups.items()}, reasons | refused
 
 
 def group_curves(checkpoint: Checkpoint, found: Sequence[Consumer], groups: Mapping[str, SymmetryGroup],

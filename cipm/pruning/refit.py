@@ -1,35 +1,12 @@
-"""Let the kept units take over what the removed ones gave, and turn predicted cost into predicted loss."""
+"""Turn the predicted cost of a group into a predicted rise of the loss, through what was measured."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import linalg
 
 from cipm.errors import OptionError
-from cipm.pruning.ridge import ridged_factor
-
-
-def reconstruction(covariance: np.ndarray, mean: np.ndarray, kept: np.ndarray, *,
-                   ridge: float = 1e-4) -> tuple[np.ndarray, np.ndarray]:
-    """Return (A [removed, kept], b [removed]) with removed ≈ A · kept + b in the least-squares sense.
-
-    `covariance` [units, units] and `mean` [units] are those of the tap, `kept` the units kept (both sides come in
-    index order). `ridge` (share of the mean variance) keeps it solvable with dead, duplicate or too many units. A
-    consumer W with bias c becomes W_K + W_R A and c + W_R b; one without a bias cannot take b.
-    """
-    n = len(mean)
-    kept = np.sort(np.asarray(kept, dtype=np.int64))
-    if kept.size and (kept[0] < 0 or kept[-1] >= n or (np.diff(kept) == 0).any()):
-        raise OptionError(f"The units kept must be distinct numbers from 0 to {n - 1}.", where="kept")
-    removed = np.setdiff1d(np.arange(n), kept)
-    level = float(np.trace(covariance)) / max(n, 1)
-    if level <= 0 or not kept.size:
-        return np.zeros((removed.size, kept.size)), np.asarray(mean, dtype=np.float64)[removed]
-    factor, _ = ridged_factor(covariance[np.ix_(kept, kept)], ridge, level)
-    weights = linalg.cho_solve(factor, covariance[np.ix_(kept, removed)], check_finite=False).T
-    return weights, mean[removed] - weights @ mean[kept]
 
 
 def calibrate(cost: np.ndarray, measured: Sequence[tuple[int, float]]) -> np.ndarray:

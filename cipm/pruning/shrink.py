@@ -76,19 +76,41 @@ def refusals(labels: Labels, groups: Sequence[SymmetryGroup]) -> dict[str, str]:
     """
     if not groups:
         return {}
-    keep = {group.name: [unit for unit in range(group.size) if (unit + 1) % (group.size // group.blocks)] for group in groups}
+    problem = _problem(labels, groups, lambda width: width - 1)
+    if len(groups) == 1 or problem is None:
+        return {groups[0].name: problem} if problem else {}
+    half = len(groups) // 2
+    return refusals(labels, groups[:half]) | refusals(labels, groups[half:])
+
+
+def least_kept(labels: Labels, groups: Sequence[SymmetryGroup]) -> dict[str, int]:
+    """Return the fewest units that each group can keep, of those that cannot keep as few as one of each block: as many experts
+    as a router chooses. Found by halving, on shapes alone, of groups that `refusals` does not name. Cost: as `refusals`."""
+    problem = _problem(labels, groups, lambda width: 1) if groups else None
+    if problem is None:
+        return {}
+    if len(groups) > 1:
+        half = len(groups) // 2
+        return least_kept(labels, groups[:half]) | least_kept(labels, groups[half:])
+    few, enough = 1, groups[0].size // groups[0].blocks - 1
+    while enough - few > 1:
+        middle = (few + enough) // 2
+        few, enough = (middle, enough) if _problem(labels, groups, lambda width, kept=middle: kept) else (few, middle)
+    return {groups[0].name: enough * groups[0].blocks}
+
+
+def _problem(labels: Labels, groups: Sequence[SymmetryGroup], kept_of: Callable[[int], int]) -> str | None:
+    """Return why these groups cannot keep `kept_of(width)` of the units of each of their blocks; None where they can, or where
+    one could together with others."""
+    keep = {group.name: [unit for unit in range(group.size) if unit % width < kept_of(width)]
+            for group in groups for width in (group.size // group.blocks,)}
     try:
         _rewrite(labels.checkpoint, labels.symmetry, labels.what_stays(keep), labels.inputs)
     except UnsupportedModel as error:
-        if len(groups) == 1:
-            return {groups[0].name: error.message}
-    except OptionError:
-        if len(groups) == 1:
-            return {}
-    else:
-        return {}
-    half = len(groups) // 2
-    return refusals(labels, groups[:half]) | refusals(labels, groups[half:])
+        return error.message
+    except OptionError as error:
+        return error.message if len(groups) > 1 else None
+    return None
 
 
 def masked(checkpoint: Checkpoint, symmetry: Symmetry, keep: Keep, *, seed: int = 0) -> tuple[Checkpoint, Intervene]:

@@ -99,7 +99,8 @@ class SymmetryGroup:
 
     `blocks` > 1: units may be permuted within each of `blocks` equal runs (the units inside each head). `parent` names
     the group that carries these units (the heads). `kind` is a word for people: "units", "channels", "heads", "units
-    in blocks". `taps` may be empty (a group whose activations no contraction reads).
+    in blocks". `taps` may be empty (a group whose activations no contraction reads). `least` is the fewest units that a smaller
+    model can keep, where that was asked for (`pruning.network.prunable`): as many experts as a router chooses.
     """
 
     name: str
@@ -110,6 +111,7 @@ class SymmetryGroup:
     places: tuple[Place, ...]
     taps: tuple[Tap, ...]
     proved: bool = False
+    least: int = 1
 
     @property
     def stacked(self) -> bool:

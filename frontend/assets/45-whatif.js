@@ -76,9 +76,11 @@
 
     /* ---------- sizes ---------- */
     step(at) { return this.groups[at].blocks || 1; }
+    /* The fewest units that a group can keep: a router chooses among so many. */
+    least(at) { return Math.max(this.groups[at].least || 1, this.step(at)); }
     snap(at, units) {
       const step = this.step(at);
-      return Math.min(this.whole[at], Math.max(step, Math.round(units / step) * step));
+      return Math.min(this.whole[at], Math.max(this.least(at), Math.round(units / step) * step));
     }
     sizes(keep) { return this.groups.map((group, at) => (group.name in keep ? this.snap(at, keep[group.name]) : group.size)); }
     keep(sizes) { return Object.fromEntries(this.groups.flatMap((group, at) => (sizes[at] < group.size ? [[group.name, sizes[at]]] : []))); }

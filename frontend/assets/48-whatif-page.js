@@ -170,7 +170,7 @@
       return el("ul", { class: "wi-reasons" }, ...Object.entries(this.whatif.session.unavailable || {}).map(([name, why]) => el("li", {}, el("b", {}, name), ` ${why}`)));
     }
     row(group, at, most) {
-      const step = this.whatif.step(at), bounds = { min: step, max: group.size, step, "aria-label": `Units kept of ${group.name}` };
+      const step = this.whatif.step(at), bounds = { min: this.whatif.least(at), max: group.size, step, "aria-label": `Units kept of ${group.name}` };
       const row = { at, search: `${group.name} ${group.kind} ${group.size}`.toLowerCase(), slider: el("input", { type: "range", class: "wi-range", ...bounds }),
         number: el("input", { type: "number", class: "wi-number", inputmode: "numeric", ...bounds, "aria-label": `Number of units kept of ${group.name}` }),
         lock: el("button", { type: "button", class: "wi-lock", "aria-label": `Lock ${group.name}`, title: "Keep this size while the model\u2019s slider moves", onclick: () => this.state.toggleLock(at) }),
@@ -322,7 +322,7 @@
       }
       if (row.units !== units) {
         row.units = units;
-        row.slider.style.setProperty("--at", `${(100 * (units - whatif.step(row.at))) / (whatif.whole[row.at] - whatif.step(row.at) || 1)}%`);
+        row.slider.style.setProperty("--at", `${(100 * (units - whatif.least(row.at))) / (whatif.whole[row.at] - whatif.least(row.at) || 1)}%`);
         row.thumb.show(units);
         row.kept.dataset.value = units / whatif.whole[row.at];
         row.node.classList.toggle("wi-smaller", units < whatif.whole[row.at]);

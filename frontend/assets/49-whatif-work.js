@@ -122,7 +122,7 @@
     async save() {
       const { whatif, state } = this.page, name = this.name.value.trim();
       if (!name) return;
-      const locked = [...state.locked].filter((at) => state.sizes[at] === whatif.whole[at]).map((at) => whatif.groups[at].name);  // saved locks are of whole groups
+      const locked = [...state.locked].map((at) => whatif.groups[at].name);
       const made = await this.page.ask("POST", "/whatifs", { name, keep: whatif.keep(state.sizes), locked });
       if (!made) return;
       this.name.value = "";

@@ -87,8 +87,9 @@ def test_what_ifs_are_kept_changed_and_forgotten_under_a_name(local, client, don
     assert made["keep"] == {"hidden": 150} and made["locked"] == ["heads"] and client.get(path).json() == [made]
     renamed = client.patch(f"{path}/{made['id']}", json={"name": "a half"}).json()
     assert renamed == {**made, "name": "a half"}
-    held = client.patch(f"{path}/{made['id']}", json={"keep": {"heads": 4}})
-    assert held.status_code == 422 and "Group heads is locked and stays whole" in shape_of(held)["message"]
+    held = client.patch(f"{path}/{made['id']}", json={"keep": {"heads": 4}}).json()
+    assert held == {**renamed, "keep": {"heads": 4}} and client.get(path).json() == [held]
+    assert client.patch(f"{path}/{made['id']}", json={"locked": ["stream"]}).status_code == 422
     freed = client.patch(f"{path}/{made['id']}", json={"keep": {"heads": 4}, "locked": []}).json()
     assert freed["keep"] == {"heads": 4} and freed["locked"] == [] and client.get(path).json() == [freed]
     other = analyse(client)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cipm.errors import InputError, OptionError
-from cipm.pruning import calibrate, default_ridge, elimination_curve, reconstruction
+from cipm.pruning import calibrate, default_ridge, elimination_curve
 
 
 def draw(units: int, samples: int, outputs: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -94,7 +94,6 @@ def test_ridge_grows_until_a_rounded_covariance_can_be_factored():
     rounded = c - 1e-6 * np.trace(c) / 20 * np.eye(20)
     curve = elimination_curve([rounded], [w.T @ w], samples=8, ridge=0)
     assert np.isfinite(curve.cost).all()
-    assert np.isfinite(reconstruction(rounded, x.mean(axis=0), np.arange(15), ridge=0)[0]).all()
 
 
 def test_all_dead_costs_nothing():
@@ -109,35 +108,15 @@ def test_bad_matrices_are_refused():
         elimination_curve([np.full((3, 3), np.nan)], [np.eye(3)], samples=9)
 
 
-def test_reconstruction_equals_least_squares():
-    x, c, _ = draw(9, 300, 1)
-    kept = np.array([0, 2, 3, 7])
-    weights, bias = reconstruction(c, x.mean(axis=0), kept, ridge=0)
-    removed = np.setdiff1d(np.arange(9), kept)
-    expected = np.linalg.lstsq(np.c_[x[:, kept], np.ones(300)], x[:, removed], rcond=None)[0]
-    np.testing.assert_allclose(weights, expected[:-1].T, rtol=1e-6, atol=1e-8)
-    np.testing.assert_allclose(bias, expected[-1], rtol=1e-6, atol=1e-7)
-
-
 def test_curve_predicts_the_error_of_the_refit():
     """The cost is what refitting really leaves, measured on the samples it came from."""
     x, c, w = draw(30, 2000, 6)
     curve = elimination_curve([c], [w.T @ w], samples=2000, ridge=1e-9)
     kept = curve.kept(12)
     removed = np.setdiff1d(np.arange(30), kept)
-    weights, bias = reconstruction(c, x.mean(axis=0), kept, ridge=0)
-    error = (x[:, removed] - x[:, kept] @ weights.T - bias) @ w[:, removed].T
+    weights = np.linalg.lstsq(np.c_[x[:, kept], np.ones(len(x))], x[:, removed], rcond=None)[0]
+    error = (x[:, removed] - np.c_[x[:, kept], np.ones(len(x))] @ weights) @ w[:, removed].T
     assert curve.cost[12] == pytest.approx(np.square(error).sum() / 1999, rel=1e-4)
-
-
-def test_reconstruction_edges():
-    mean = np.array([1.0, 2.0, 3.0])
-    weights, bias = reconstruction(np.eye(3), mean, np.array([], dtype=int))
-    assert weights.shape == (3, 0) and bias.tolist() == [1, 2, 3]
-    weights, bias = reconstruction(np.zeros((3, 3)), mean, np.array([1]))
-    assert weights.tolist() == [[0], [0]] and bias.tolist() == [1, 3]
-    with pytest.raises(OptionError, match="distinct numbers from 0 to 2"):
-        reconstruction(np.eye(3), mean, np.array([1, 1]))
 
 
 def test_calibration_meets_its_points_and_is_monotone():

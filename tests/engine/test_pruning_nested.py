@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from cipm.allocation import even
+from cipm.allocation import checked, even, front, nearest
+from cipm.errors import OptionError
 from cipm.load.checkpoint import Checkpoint
 from cipm.pruning import Curve, masked, shrink
 from cipm.pruning.consumers import consumed, consumers
@@ -60,9 +61,8 @@ def of_kind(one: Known, kind: str) -> SymmetryGroup:
 
 
 def some(one: Known, share: float) -> dict[str, int]:
-    """Return about this share of every group, at both levels; two experts at least, because the routers choose two."""
-    return {name: min(max(2, round(group.size // group.blocks * share)), group.size // group.blocks) * group.blocks
-            for name, group in one.groups.items()}
+    """Return about this share of every group, at both levels."""
+    return {name: nearest(group, share) for name, group in one.groups.items()}
 
 
 @pytest.mark.parametrize("name", NESTED)
@@ -214,3 +214,17 @@ def test_experts_go_behind_every_router_of_a_network():
     smaller = shrink(checkpoint, symmetry, dict.fromkeys(experts, [0, 2]))
     assert smaller.max_rel <= 1e-10
     assert {smaller.checkpoint.meta(f"{layer}.experts").shape for layer in (0, 1)} == {(2, 6, 6)}
+
+
+@pytest.mark.parametrize("name", ["mixture_of_experts", "mixture_in_one_layer"])
+def test_no_budget_leaves_fewer_experts_than_the_router_chooses(name):
+    one = known(name)
+    experts = of_kind(one, "experts")
+    assert {group.least for group in one.groups.values()} == {1, 2} and experts.least == 2
+    assert even({experts.name: experts}, 0.01) == {experts.name: 2}
+    choices = front({group: one.curves[group].cost for group in one.groups}, parameter_count(one.checkpoint, one.symmetry),
+                    one.groups)
+    assert choices[-1].keep[experts.name] == 2 and checked(experts.name, experts, 2) == 2
+    with pytest.raises(OptionError, match="can keep 2 to 5 units; it cannot keep 1. The model chooses among them"):
+        checked(experts.name, experts, 1)
+    shrink(one.checkpoint, one.symmetry, {experts.name: one.curves[experts.name].kept(2)})

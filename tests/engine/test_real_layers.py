@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 from cipm.modules import describe_modules, partition, redundancy
 from cipm.ordering import scores, spectral
 from cipm.permutation import Permutation
-from cipm.pruning import calibrate, elimination_curve, reconstruction
+from cipm.pruning import calibrate, elimination_curve
 from cipm.statistics import Covariance
 
 DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
@@ -72,11 +72,14 @@ def test_predicted_cost_follows_the_measured_loss(network, digits):
     measured = []
     for keep in keeps:
         kept = curve.kept(keep)
-        weights, bias = reconstruction(c, statistics.mean, kept, ridge=curve.ridge)
+        removed = np.setdiff1d(np.arange(512), kept)
+        own = c[np.ix_(kept, kept)] + curve.ridge * np.trace(c) / 512 * np.eye(keep)
+        weights = np.linalg.solve(own, c[np.ix_(kept, removed)])
+        bias = statistics.mean[removed] - statistics.mean[kept] @ weights
 
-        def pruned(x, kept=kept, weights=weights, bias=bias):
+        def pruned(x, kept=kept, removed=removed, weights=weights, bias=bias):
             y = x.copy()
-            y[:, np.setdiff1d(np.arange(512), kept)] = x[:, kept] @ weights.T + bias
+            y[:, removed] = x[:, kept] @ weights + bias
             return y
 
         logs = hidden(network, digits[1], 4, pruned)
