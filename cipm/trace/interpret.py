@@ -18,6 +18,8 @@ Intervention = Callable[[torch.Tensor], torch.Tensor]
 PART = 2**22
 """The most elements of a linear layer's weight that are cast at once."""
 _REDUCED = (torch.float16, torch.bfloat16, torch.float32)
+_UNFILLED = ("aten.empty", "aten.new_empty")
+"""Ops whose result is whatever stands in memory, for the graph to write over: zeros, so that two runs are equal."""
 
 
 def resolve(op: str) -> Callable[..., Any]:
@@ -127,7 +129,8 @@ def call_node(node: Node, values: Mapping[str, Any], dtype: torch.dtype | None, 
     kwargs = {key: prepare(call_arguments(argument, values)) for key, argument in node.kwargs.items()}
     call = _linear_in_parts if node.op == "aten.linear.default" and dtype is not None else resolve(node.op)
     try:
-        return _typed(call, args, kwargs, dtype)
+        made = _typed(call, args, kwargs, dtype)
+        return made.zero_() if node.op.startswith(_UNFILLED) else made
     except (RuntimeError, IndexError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0][:300]
         raise UnsupportedModel(f"The model cannot run on these inputs: {node.op} says {reason!r}.",

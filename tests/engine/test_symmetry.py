@@ -349,6 +349,24 @@ def test_joined_parts_with_the_same_channels_move_as_channels_and_keep_their_pla
     np.testing.assert_array_equal(index, np.arange(24).reshape(4, 6).T)
 
 
+class Buffered(nn.Module):
+    """Both halves of a hidden layer are written into a tensor that is allocated empty."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(4, 6), nn.Linear(4, 5), nn.Linear(11, 2)
+
+    def forward(self, x):
+        first = self.first(x)
+        inner = first.new_empty(first.shape[0], 11)
+        inner[:, :6], inner[:, 6:] = first.tanh(), self.second(x).tanh()
+        return self.last(inner)
+
+
+def test_memory_that_is_written_over_is_no_part_of_the_function():
+    assert sizes(proved(Buffered(), torch.randn(3, 4))) == [("units", 5, 1), ("units", 6, 1)]
+
+
 def test_a_failing_group_is_split_down_to_the_units_that_are_proved():
     """Two units whose rows in one tensor were mixed up: the others are proved without them."""
     checkpoint = trace(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)), torch.randn(4, 6))

@@ -68,6 +68,24 @@ def test_a_symmetry_is_found_and_proved(label: str, opened: Any) -> None:
     assert 0 < symmetry.movable_share <= 1
 
 
+def test_latent_attention_has_free_heads_units_values_and_latents(opened: Any) -> None:
+    _, _, symmetry = opened("deepseek_v3:DeepseekV3ForCausalLM")
+    assert not symmetry.notes
+    for layer in ("model.layers.0.self_attn.", "model.layers.1.self_attn."):
+        found = {group.name.removeprefix(layer): (group.size, group.blocks, {
+            (place.tensor.removeprefix(layer), place.axis): place.index.shape[1] for place in group.places})
+            for group in symmetry.groups if group.name.startswith(layer)}
+        queries, pairs, keys, out = "q_b_proj.weight", "kv_b_proj.weight", "kv_a_proj_with_mqa.weight", "o_proj.weight"
+        assert found == {
+            "q_b_proj.heads": (4, 1, {(queries, 0): 16, (pairs, 0): 16, (out, 1): 8}),
+            "q_b_proj.units": (32, 4, {(queries, 0): 1, (pairs, 0): 1}),  # the part of each head without positions
+            "kv_b_proj.units": (32, 4, {(pairs, 0): 1, (out, 1): 1}),
+            "q_a_proj": (16, 1, {("q_a_proj.weight", 0): 1, ("q_a_layernorm.weight", 0): 1, (queries, 1): 1}),
+            "kv_a_proj_with_mqa": (16, 1, {(keys, 0): 1, ("kv_a_layernorm.weight", 0): 1, (pairs, 1): 1}),
+        }
+        assert any(pin.tensor == layer + queries and "constant of the graph" in pin.reason for pin in symmetry.pins)
+
+
 @pytest.mark.parametrize("label", WRITTEN)
 def test_reorganised_transformers_computes_the_same(label: str, opened: Any, tmp_path: Path) -> None:
     folder, checkpoint, symmetry = opened(label)
