@@ -19,7 +19,7 @@ from cipm.load.ops import TRAINING_FLAGS, op_name, refusal
 from cipm.load.structure import call_names, output_structure
 from cipm.load.symbols import Expression, parse
 from cipm.load.tensors import EXPORT_FIX, EXPORT_LAYOUTS, EXPORT_MEMORY, MAX_RANK, export_dtype
-from cipm.trace.graph import Graph, Input, Node, Ref
+from cipm.trace.graph import Graph, Input, Node, Ref, refs_in
 
 MAX_NODES, MAX_INPUTS, MAX_NESTING = 50_000, 256, 20
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,250}\Z")
@@ -52,12 +52,16 @@ class Program:
 
 @dataclass
 class _Scope:
-    """The names known while one (sub-)graph is read, and the nodes written so far for the whole program."""
+    """The names known while one (sub-)graph is read, and the nodes written so far for the whole program.
+
+    `driven` are the values that depend on the model's inputs.
+    """
 
     values: dict[str, Any]
     nodes: list[Node]
     prefix: str = ""
     taken: set[str] = field(default_factory=set)
+    driven: set[str] = field(default_factory=set)
 
 
 def read_program(payload: Mapping[str, Any], canonical: Mapping[str, str]) -> Program:
@@ -116,6 +120,7 @@ def _inputs(graph: Mapping[str, Any], signature: Mapping[str, Any], canonical: M
         if kind == "user_input":
             inputs.append(_user_input(body["arg"], graph, shapes))
             name = inputs[-1].name
+            scope.driven.add(name)
         elif kind in ("parameter", "buffer", "tensor_constant"):
             name = _identifier(body["arg"]["name"])
             stored = kind == "parameter" or body.get("persistent", False)
@@ -200,7 +205,7 @@ def _operation(node: Mapping[str, Any], scope: _Scope) -> None:
     op = op_name(str(node["target"]))
     if op is None:  # an assertion: the proof and the probe check shapes and values themselves
         return
-    _refuse_training(node, op)
+    _refuse_training(node, op, scope)
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     known = _known_arguments(op)
@@ -222,29 +227,43 @@ def _known_arguments(op: str) -> set[str] | None:
     return {a.name for a in getattr(getattr(torch.ops.aten, name), overload)._schema.arguments}
 
 
-def _refuse_training(node: Mapping[str, Any], op: str) -> None:
+def _refuse_training(node: Mapping[str, Any], op: str, scope: _Scope) -> None:
     for item in node["inputs"]:
         active = item["name"] in TRAINING_FLAGS and item["arg"].get("as_bool") is True
         drops = item["name"] == "dropout_p" and (item["arg"].get("as_float") or 0) > 0
-        if active or drops:
+        if drops or active and not _standardises_weights(node, op, scope):
             raise UnsupportedModel(f"The model was exported in training mode: {op} has {item['name']} on.", where=op,
                                    fix=EVAL_FIX)
+
+
+def _standardises_weights(node: Mapping[str, Any], op: str, scope: _Scope) -> bool:
+    """Tell whether a batch norm without running statistics reads nothing but weights: that is the same in both modes."""
+    values = {item["name"]: _argument(item["arg"], scope) for item in node["inputs"]}
+    return (op in ("aten.batch_norm.default", "aten._native_batch_norm_legit.no_stats")
+            and values.get("running_mean") is None and values.get("running_var") is None
+            and scope.driven.isdisjoint(refs_in(tuple(values.values()))))
 
 
 def _results(node: Mapping[str, Any], op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], scope: _Scope) -> None:
     outputs = node["outputs"]
     kinds = [next(iter(output)) for output in outputs]
     if len(outputs) == 1 and kinds[0] in ("as_tensor", "as_sym_int", "as_sym_float", "as_sym_bool"):
-        scope.nodes.append(Node(_define(scope, _result_name(outputs[0])), op, args, kwargs))
+        _append(scope, Node(_define(scope, _result_name(outputs[0])), op, args, kwargs))
         return
     whole = _fresh(scope, f"{op.split('.')[-2]}_results")
-    scope.nodes.append(Node(whole, op, args, kwargs))
+    _append(scope, Node(whole, op, args, kwargs))
     parts = outputs[0]["as_tensors"] if kinds == ["as_tensors"] else outputs
     for index, part in enumerate(parts):
         if "as_none" in part:
             continue
         name = part["name"] if "name" in part else _result_name(part)
-        scope.nodes.append(Node(_define(scope, name), "getitem", (Ref(whole), index)))
+        _append(scope, Node(_define(scope, name), "getitem", (Ref(whole), index)))
+
+
+def _append(scope: _Scope, node: Node) -> None:
+    scope.nodes.append(node)
+    if not scope.driven.isdisjoint(node.refs()):
+        scope.driven.add(node.name)
 
 
 def _result_name(output: Mapping[str, Any]) -> str:
@@ -257,7 +276,7 @@ def _inline(node: Mapping[str, Any], scope: _Scope) -> None:
         raise LimitExceeded("The model nests sub-graphs too deeply.")
     _, graph, *rest = [item["arg"] for item in node["inputs"]]
     body = graph["as_graph"]["graph"]
-    inner = _Scope({}, scope.nodes, f"{scope.prefix}g{len(scope.nodes)}_", scope.taken)
+    inner = _Scope({}, scope.nodes, f"{scope.prefix}g{len(scope.nodes)}_", scope.taken, scope.driven)
     for formal, actual in zip(body["inputs"], rest, strict=True):
         inner.values[_result_name(formal)] = _argument(actual, scope)
     _check_symbols(body)

@@ -10,7 +10,7 @@ from cipm.rules.reshape import merge_run, split_run
 
 
 @rule("_native_batch_norm_legit_no_training", "batch_norm", "instance_norm", "native_batch_norm",
-      "_batch_norm_no_update")
+      "_batch_norm_no_update", "_native_batch_norm_legit.no_stats")
 def batch_norm(call: Call) -> list[list[Axis]] | list[Axis]:
     """bc…, c, c, c, c → bc…: scale, shift and running statistics move with the channels."""
     x, *vectors = call.values()

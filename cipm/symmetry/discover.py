@@ -204,8 +204,19 @@ def _kind(family: Family, structure: Structure, checkpoint: Checkpoint, places: 
 
 
 def _filters(graph: Graph) -> set[str]:
-    """Return the keys of the tensors that convolutions slide."""
-    return {graph.tensors[name] for node in graph.nodes if "conv" in node.op for name in node.refs() if name in graph.tensors}
+    """Return the keys of the tensors that convolutions slide, as they are or after a function of weights alone."""
+    driven = {i.name for i in graph.inputs}
+    keys = {name: {key} for name, key in graph.tensors.items()}
+    found: set[str] = set()
+    for node in graph.nodes:
+        made = set().union(*(keys.get(name, set()) for name in node.refs()))
+        if "conv" in node.op:
+            found |= made
+        if driven.isdisjoint(node.refs()):
+            keys[node.name] = made
+        else:
+            driven.add(node.name)
+    return found
 
 
 def _carries(structure: Structure, family: Family) -> bool:

@@ -12,12 +12,26 @@ from sample_models import Mlp, Named, Nested, NoGrad, ResNetLike, Sequence, Tied
 from torch import nn
 from torch.export import Dim
 
-from cipm.errors import CorruptFile, NotFound
+from cipm.errors import CorruptFile, NotFound, UnsupportedModel
 from cipm.load import content_hash, describe, load
 from cipm.load.ops import op_name
 from cipm.load.pt2 import CONSTANT
 from cipm.load.symbols import evaluate, parse
+from cipm.symmetry import discover_groups, prove
 from cipm.trace import from_json, run, to_json
+
+class Standardised(nn.Module):
+    """A convolution whose filters have mean 0 and variance 1, by a batch norm over the weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = nn.functional.batch_norm(self.conv.weight.reshape(1, 6, -1), None, None, training=True)
+        x = nn.functional.conv2d(x, weight.reshape_as(self.conv.weight), self.conv.bias)
+        return self.head(x.relu().mean((2, 3)))
+
 
 CASES: dict[str, tuple[type[nn.Module], tuple[Any, ...], dict[str, Any]]] = {
     "mlp": (Mlp, (torch.randn(3, 6),), {}),
@@ -25,6 +39,7 @@ CASES: dict[str, tuple[type[nn.Module], tuple[Any, ...], dict[str, Any]]] = {
     "gru and attention": (Sequence, (torch.randn(2, 5, 4),), {}),
     "tied": (Tied, (torch.randint(0, 10, (2, 5)),), {}),
     "no_grad and in-place": (NoGrad, (torch.randn(2, 8),), {}),
+    "weight standardisation": (Standardised, (torch.randn(2, 3, 8, 8),), {}),
 }
 
 
@@ -59,6 +74,20 @@ def test_every_stored_tensor_is_kept_bit_for_bit(name: str, tmp_path: Path) -> N
     for key, value in state.items():
         stored = checkpoint.tensors[checkpoint.aliases.get(key, key)]
         assert stored.dtype == value.dtype and torch.equal(stored, value)
+
+
+def test_filters_that_are_standardised_are_channels(tmp_path: Path) -> None:
+    module = Standardised().eval()
+    checkpoint = load(save_export(module, tmp_path / "m.pt2", CASES["weight standardisation"][1]))
+    symmetry = prove(checkpoint, discover_groups(checkpoint))
+    group, = symmetry.groups
+    assert (group.kind, group.size, group.proved) == ("channels", 6, True) and not symmetry.notes
+
+
+def test_a_batch_norm_of_activations_without_statistics_is_refused(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False)).eval()
+    with pytest.raises(UnsupportedModel, match="aten.batch_norm.default has training on"):
+        load(save_export(module, tmp_path / "m.pt2", (torch.randn(5, 4),)))
 
 
 def test_tied_weights_are_one_key_and_an_alias(tmp_path: Path) -> None:
