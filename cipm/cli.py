@@ -36,6 +36,7 @@ BUDGETS = {
     "max-loss": "how much the loss, measured on held-out probe rows, may rise",
     "params": "most parameters of the smaller model",
     "flops": "most floating-point operations of the smaller model for one row (a multiply-add is two)",
+    "latency": "most run time of the smaller model on this machine, as a share of the whole one's: measured, between 0 and 1",
 }
 """What prune may be told; exactly one of them."""
 PIPELINE, COMMANDS, PRUNING = "cipm.pipeline:run_job", "cipm.pipeline.commands", "cipm.pipeline.budgets:prune_job"

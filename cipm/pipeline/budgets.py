@@ -16,6 +16,7 @@ from cipm.pipeline.discovery import proved_groups
 from cipm.pipeline.pruning import ROWS_NEEDED, Pruner
 from cipm.pipeline.smaller import write_smaller
 from cipm.pipeline.streams import with_turned_streams
+from cipm.pipeline.timing import within_time
 
 WHOLE_SHARES = (0.7, 0.4, 0.15)
 """Where whole networks are measured: shares kept of every group, or of the way on a front from the smallest model."""
@@ -24,9 +25,11 @@ TRIES = 6
 WORDS = {"params": "parameters", "flops": "FLOPs"}
 
 
-def choose(pruner: Pruner, budget: str, value: float, *, locked: Collection[str] = (), sizes: Sizes | None = None) -> Sizes:
-    """Return how many units each group keeps: `budget` is "keep" (share of every group), "max_loss" (allowed rise of the
-    measured loss), "params" or "flops" (of one row) that the model may have. Raises OptionError where it cannot be met."""
+def choose(pruner: Pruner, budget: str, value: float, *, locked: Collection[str] = (),
+           sizes: Sizes | None = None) -> tuple[Sizes, list[str]]:
+    """Return how many units each group keeps, and notes: `budget` is "keep" (share of every group), "max_loss" (allowed rise of
+    the measured loss), "params" or "flops" (of one row) that the model may have, "latency" (share of the run time, measured).
+    Raises OptionError where it cannot be met."""
     if pruner.context.probe.used_rows < 4:
         raise OptionError(ROWS_NEEDED, where="probe")
     if not pruner.groups:
@@ -37,18 +40,23 @@ def choose(pruner: Pruner, budget: str, value: float, *, locked: Collection[str]
         wanted = {**pruner.even(value, locked), **(sizes or {})}
         if any(size < pruner.groups[name].size for name, size in wanted.items()):
             pruner.calibrate(pruner.even(share, locked) for share in WHOLE_SHARES)
-        return wanted
+        return wanted, []
     if value <= 0:
         raise OptionError(f"The budget {budget.replace('_', '-')} must be more than 0; it cannot be {value:g}.", where=budget)
-    count = "flops" if budget == "flops" else "parameters"
+    count = "flops" if budget in ("flops", "latency") else "parameters"
     choices = pruner.front(count, locked, sizes)
     if budget == "max_loss":
-        return _least_within_loss(pruner, choices, value).keep
-    session = pruner.session
-    chosen = within(choices, value, session.counts[count], session.rises[session.kinds[0]], pruner.groups, what=WORDS[budget])
+        return _least_within_loss(pruner, choices, value).keep, []
+    session, notes = pruner.session, []
+    if budget == "latency":
+        chosen, said = within_time(pruner, choices, value, locked=locked)
+        notes.append(said)
+    else:
+        chosen = within(choices, value, session.counts[count], session.rises[session.kinds[0]], pruner.groups,
+                        what=WORDS[budget])
     if chosen.keep != choices[0].keep:
         pruner.calibrate(choice.keep for choice in along(choices))
-    return chosen.keep
+    return chosen.keep, notes
 
 
 def along(choices: tuple[Choice, ...]) -> list[Choice]:
@@ -98,12 +106,12 @@ def prune_job(request: Mapping[str, Any], scratch: Path, emit: Emit) -> dict[str
     context.kept["symmetry"] = proved_groups(context)
     context, turned = with_turned_streams(context) if request["turn_streams"] else (context, [])
     pruner = Pruner(context, stage="prune")
-    sizes = choose(pruner, request["budget"], request["value"], locked=request["locked"], sizes=request["sizes"])
+    sizes, said = choose(pruner, request["budget"], request["value"], locked=request["locked"], sizes=request["sizes"])
     made = pruner.made(sizes)
     predicted = pruner.predicted(sizes) if made.keep else {kind: pruner.base[kind] for kind in pruner.kinds}
     out = scratch / request["filename"]
     facts = write_smaller(pruner.refitter, made, sizes, out, form=request["form"], predicted=predicted,
-                          notes=[*turned, *limits(pruner, made.keep), *pruner.refitter.notes], locked=request["locked"])
+                          notes=[*turned, *said, *limits(pruner, made.keep), *pruner.refitter.notes], locked=request["locked"])
     return {**facts, "unavailable": pruner.reasons}
 
 

@@ -23,22 +23,27 @@ RUN_FLOPS = 2e11
 Inputs = Mapping[str, torch.Tensor]
 
 
-def latency(before: Checkpoint, after: Checkpoint, source: Path, written: Path, inputs: Inputs, flops: float) -> dict[str, Any]:
+def in_onnx(before: Checkpoint, form: str | None) -> bool:
+    """Tell whether a model and its smaller one in this form (default: the uploaded one) can both be run by onnxruntime."""
+    files = before.format == "onnx" and not before.origin.get("packed") and form in (None, "onnx")
+    return files and importlib.util.find_spec("onnxruntime") is not None
+
+
+def latency(before: Checkpoint, after: Checkpoint, files: tuple[Path, Path] | None, inputs: Inputs,
+            flops: float) -> dict[str, Any]:
     """Return {before_ms, after_ms, times, rows, runs, threads, runtime}: medians of runs that take turns, after one each, and
     how many times as fast the fastest runs are, which other programs disturb least.
 
-    Files are run by onnxruntime where both are ONNX and it is installed; else the graphs by torch, as `torch.export` runs
-    them. `inputs` are some rows, `flops` what one costs the whole model.
+    `files` are both as ONNX (`in_onnx`), run by onnxruntime; without them torch runs the graphs, as `torch.export` does.
+    `inputs` are some rows, `flops` what one costs the whole model.
     """
     rows = len(next(iter(inputs.values())))
-    files = before.format == "onnx" and not before.origin.get("packed") and written.suffix == ".onnx"
-    onnx = files and importlib.util.find_spec("onnxruntime") is not None
     runs = int(min(MOST_RUNS, max(FEWEST_RUNS, RUN_FLOPS / max(2 * rows * flops, 1))))
-    calls = [_onnx(file, inputs) for file in (source, written)] if onnx else [_torch(one, inputs) for one in (before, after)]
+    calls = [_onnx(file, inputs) for file in files] if files else [_torch(one, inputs) for one in (before, after)]
     first, second = _taken(calls, runs)
     return {"before_ms": 1e3 * statistics.median(first), "after_ms": 1e3 * statistics.median(second),
             "times": min(first) / min(second), "rows": rows, "runs": runs,
-            "threads": torch.get_num_threads(), "runtime": "onnxruntime" if onnx else "torch"}
+            "threads": torch.get_num_threads(), "runtime": "onnxruntime" if files else "torch"}
 
 
 def _taken(calls: list[Callable[[], object]], runs: int) -> list[list[float]]:

@@ -11,7 +11,7 @@ from cipm.allocation import SESSION_FILE, Session, Sizes
 from cipm.export import export_pruned
 from cipm.load import Checkpoint
 from cipm.pipeline.context import Context
-from cipm.pipeline.latency import ROWS, latency
+from cipm.pipeline.latency import ROWS, in_onnx, latency
 from cipm.pipeline.reference import LOSSES
 from cipm.pipeline.refitting import Pruned, Refitter
 from cipm.pruning import shrink
@@ -52,7 +52,8 @@ def write_smaller(refitter: Refitter, made: Pruned, sizes: Sizes, out: Path, *, 
                               "tolerance": TOLERANCE, "passed": shrunk.max_rel <= TOLERANCE}}
     written = export_pruned(shrunk, context.request["model"], out, form=form, details=facts)
     few = {name: tensor[:ROWS] for name, tensor in refitter.rows[0].items()}
-    times = latency(whole, shrunk.checkpoint, Path(context.request["model"]), written, few, before)
+    files = (Path(context.request["model"]), written) if in_onnx(whole, form) else None
+    times = latency(whole, shrunk.checkpoint, files, few, before)
     return {"filename": written.name, **facts, "latency": times, "certificate": certificate}
 
 

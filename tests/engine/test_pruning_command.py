@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from cipm.allocation import Choice
 from cipm.cli import main
 from cipm.errors import OptionError
 from cipm.load import load
@@ -18,6 +19,7 @@ from cipm.pipeline.budgets import choose, prune_job
 from cipm.pipeline.context import Context
 from cipm.pipeline.discovery import proved_groups
 from cipm.pipeline.pruning import Pruner
+from cipm.pipeline.timing import search
 from cipm.symmetry import discover_groups
 from cipm.testing.models import save_pt2
 from cipm.testing.networks import NETWORKS
@@ -129,3 +131,37 @@ def test_streams_on_principal_directions(tmp_path):
 def test_a_model_without_such_a_stream_says_so(files, tmp_path):
     with pytest.raises(OptionError, match="No residual stream of this model may be turned"):
         job(files, tmp_path / "out.pt2", "keep", 0.5, turn_streams=True)
+
+
+@pytest.mark.parametrize(("allowed", "most_timed"), [(0.5, 6), (0.3, 6), (0.97, 6), (0.05, 1)])
+def test_the_search_for_a_run_time_stops_at_the_largest_choice_within_it(allowed, most_timed):
+    choices = [Choice({"a": 200 - number}, 0.0, float(200 - number)) for number in range(200)]
+    times = search(choices, allowed, lambda choice: {"times": 1 / (0.1 + 0.9 * (choice.count / 200) ** 2)})  # not in proportion
+    shares = {number: 1 / one["times"] for number, one in times.items()}
+    assert 199 in times and len(times) <= most_timed
+    if allowed > shares[199]:
+        assert 0.93 * allowed <= max(share for share in shares.values() if share <= allowed) <= allowed
+
+
+def test_a_budget_of_run_time_is_met_by_measuring(tmp_path):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(16, 600), torch.nn.ReLU(), torch.nn.Linear(600, 600), torch.nn.ReLU(),
+                                torch.nn.Linear(600, 4)).eval()
+    x = torch.randn(160, 16)
+    np.savez(tmp_path / "x.npz", x=x.numpy())
+    checkpoint = load(save_pt2(model, x[:2], tmp_path / "whole.pt2"))
+    probe = open_probe(tmp_path / "x.npz", checkpoint.graph.inputs, max_rows=400)
+    context = Context({"model": str(tmp_path / "whole.pt2"), "form": "onnx"}, parse_options({"measured_points": 1}), {},
+                      lambda event: None, {"checkpoint": checkpoint, "probe": probe})
+    context.kept["symmetry"] = proved_groups(context)
+    pruner = Pruner(context)
+    sizes, (said,) = choose(pruner, "latency", 0.5)
+    assert said.startswith("Run time was measured on 64 rows in torch with ")  # a .pt2 was uploaded
+    shares = [float(part.split("%")[0]) for part in said.split(": ")[1].split(", ")]
+    assert shares == sorted(shares, reverse=True) and shares[-1] <= 50
+    assert pruner.counts["flops"](sizes) < 0.8 * pruner.counts["flops"]({name: g.size for name, g in pruner.groups.items()})
+    for value, words in ((1.5, "between 0 and 1"), (1e-9, "its run time here: 1e-09 of it cannot be met")):
+        with pytest.raises(OptionError, match=words):
+            choose(pruner, "latency", value)
+    with pytest.raises(OptionError, match="All groups are locked"):
+        choose(pruner, "latency", 0.5, locked=list(pruner.groups))
