@@ -24,9 +24,9 @@ class WhatIfSession(Output):
         description="parameters, flops, bytes: {fixed, terms: [[size, [{group: share}]]], unit}; value = fixed + Σ size · Π "
                     "over axes of (1 − Σ share · (1 − keep/size of the group)).")
     whole: dict[str, list[tuple[float, float]]] = Field(
-        description="Whole networks measured, rising: [sum of the groups' rises, measured rise].")
+        description="Whole networks measured, rising: [what the groups' rises are together, measured rise].")
     points: list[dict[str, Any]] = Field(description="{keep, predicted, measured} of whole networks.")
-    interplay: float = Field(description="The sum is multiplied by Π (size / keep) ^ interplay over all groups.")
+    power: float = Field(description="What groups lose together is (Σ rise ^ power) ^ (1 / power).")
     band: dict[str, dict[str, Any] | None] = Field(
         description="{median, p90, points} by kind: factors by which networks that predictions did not know were missed.")
     fronts: dict[str, list[dict[str, Any]]] = Field(

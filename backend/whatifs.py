@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +11,7 @@ from sqlalchemy.orm import Session as Rows
 
 from backend.results import early_result
 from backend.store import Analysis, Artefact, Store, WhatIf, artefacts
-from cipm.allocation import SESSION_FILE, Session
+from cipm.allocation import SESSION_FILE, Session, read_session
 from cipm.errors import Conflict, NotFound, OptionError
 
 MOST_NAMED = 200
@@ -22,7 +21,7 @@ def session_artefact(store: Store, analysis_id: str) -> Artefact:
     """Return the artefact that holds the session of an analysis. Raises Conflict while there is none, NotFound where the
     analysis ended before."""
     return early_result(store, analysis_id, "whatif", SESSION_FILE, waiting="What pruning costs is not computed yet.",
-                        older="This analysis was made before there were what-if sessions.",
+                        older="This analysis was made before there were what-if sessions of this kind.",
                         ended="This analysis ended before what-ifs were computed.")
 
 
@@ -67,4 +66,4 @@ def owned_whatif(session: Rows, analysis_id: str, whatif_id: str) -> WhatIf:
 
 @lru_cache(maxsize=64)
 def _session(path: Path, address: str) -> Session:
-    return Session.from_json(json.loads(path.read_text()))
+    return Session.from_json(read_session(path))

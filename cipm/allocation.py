@@ -6,15 +6,18 @@ arbitrary set of quantizers".
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from cipm.errors import OptionError
 
-SESSION_FILE = "session.json"
+SESSION_FILE = "session.json.gz"
 """What stage `whatif` calls the session."""
 STEPS = 64
 """Sizes of a group that are looked at on the way from whole to one unit."""
@@ -22,6 +25,9 @@ FRONT_CHOICES = 96
 """Most choices of a front that are listed."""
 LEAST_RISE = 1e-9
 """Below this a rise counts as none; its logarithm is still a number."""
+TOGETHER = 0.75
+"""The power with which what groups lose alone adds up: of 1 where their errors have nothing to do with each other, of ½ where
+they all point the same way. Found on whole networks that were measured (docs/pruning.md)."""
 Sizes = Mapping[str, int]
 
 
@@ -243,9 +249,9 @@ class Session:
     """What a what-if session predicts with: rises[kind][group] [size + 1] of each group alone, and whole networks measured.
 
     `kinds` are the losses predicted, the one that budgets are spread by first; `baseline` is the whole model's loss;
-    orders[group] are its units, removed first first; whole[kind] holds (sum of the groups' rises, measured rise); `counts` are
-    quantities by name, `forms` the formats of smaller checkpoints; `interplay` says how much more is lost where others are
-    smaller too (`total`). Made from session.json (docs/design.md), or while that comes to be.
+    orders[group] are its units, removed first first; whole[kind] holds (`total` of the groups' rises, measured rise); `counts`
+    are quantities by name, `forms` the formats of smaller checkpoints; `power` says how rises add up (`total`). Made from a
+    session file (docs/design.md), or while that comes to be.
     """
 
     groups: Mapping[str, Units]
@@ -257,18 +263,18 @@ class Session:
     whole: Mapping[str, Sequence[Sequence[float]]]
     counts: Mapping[str, Count]
     forms: Sequence[str] = ()
-    interplay: float = 0.0
+    power: float = TOGETHER
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Session:
-        """Return the session of a session.json."""
+        """Return the session of a session file's JSON."""
         groups = {group["name"]: Group(group["size"], group["blocks"], group.get("least", 1)) for group in value["groups"]}
         sizes = {name: group.size for name, group in groups.items()}
         rises = {kind: {group["name"]: np.array(group["rises"][kind]) for group in value["groups"]} for kind in value["kinds"]}
         orders = {group["name"]: np.array(group["removal_order"]) for group in value["groups"]}
         counts = {name: Count.from_json(count, sizes) for name, count in value["counts"].items()}
         return Session(groups, value["unavailable"], tuple(value["kinds"]), value["baseline"]["loss"], rises, orders,
-                       value["whole"], counts, tuple(value["forms"]), value["interplay"])
+                       value["whole"], counts, tuple(value["forms"]), value["power"])
 
     def checked(self, keep: Mapping[str, object], locked: Collection[str] = ()) -> dict[str, int]:
         """Return a what-if without the groups that stay whole, in the groups' order. Raises OptionError where a group is not
@@ -296,14 +302,9 @@ class Session:
                 for name, units in keep.items() if units < self.groups[name].size}
 
     def total(self, kind: str, keep: Sizes) -> float:
-        """Return the sum of the groups' rises × Π (size / units) ^ interplay over all groups: what is left of the others makes
-        up for less, the smaller they are."""
-        total = sum(self.rises[kind][name][units] for name, units in keep.items())
-        return float(total) * self.spread(keep) ** self.interplay
-
-    def spread(self, keep: Sizes) -> float:
-        """Return Π (size / units) over all groups."""
-        return float(np.prod([self.groups[name].size / units for name, units in keep.items()]))
+        """Return what the groups' rises are together: (Σ rise ^ power) ^ (1 / power), at least their sum."""
+        together = sum(self.rises[kind][name][units] ** self.power for name, units in keep.items())
+        return float(together) ** (1 / self.power)
 
     def predicted(self, keep: Sizes) -> dict[str, float]:
         """Return the predicted rise of every kind of loss."""
@@ -326,6 +327,16 @@ class Session:
                 for choice in thinned(choices)]
 
 
+def write_session(folder: Path, session: Mapping[str, Any]) -> None:
+    """Write a session file: JSON, gzipped, the same bytes for the same session."""
+    (folder / SESSION_FILE).write_bytes(gzip.compress(json.dumps(session, allow_nan=False).encode(), mtime=0))
+
+
+def read_session(file: Path) -> dict[str, Any]:
+    """Return the JSON of a session file."""
+    return json.loads(gzip.decompress(file.read_bytes()))
+
+
 def thinned(choices: Sequence[Choice]) -> tuple[Choice, ...]:
     """Return at most FRONT_CHOICES of a front, evenly along the count, both ends among them."""
     counts = -np.array([choice.count for choice in choices])
@@ -334,10 +345,10 @@ def thinned(choices: Sequence[Choice]) -> tuple[Choice, ...]:
 
 
 def joined(whole: Iterable[Sequence[float]], total: float) -> float:
-    """Return the predicted rise of a network whose groups' rises add up to `total`, through whole networks measured.
+    """Return the predicted rise of a network whose groups' rises are `total` together, through whole networks measured.
 
-    `whole` holds (sum, measured rise): straight lines in the logarithms of both, outside them in proportion; without any, the
-    sum itself. The points are made to rise first (`rising`).
+    `whole` holds (total, measured rise): straight lines in the logarithms of both, outside them in proportion; without any, the
+    total itself. The points are made to rise first (`rising`).
     """
     points = rising(whole)
     if not points or total <= 0:

@@ -216,7 +216,7 @@ class WhatIfSession(TypedDict):
     counts: dict[str, Json]
     whole: dict[str, list[list[float]]]
     points: list[Json]
-    interplay: float
+    power: float
     band: dict[str, Json | None]
     fronts: dict[str, list[Json]]
     advice: list[Json]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,15 @@ def attachment(path: Path, name: str) -> FileResponse:
 
 def json_by_address(request: Request, address: str, path: Callable[[], Path]) -> Response:
     """Return the JSON file of an artefact, or 304 where the browser has it: its address is its ETag. The file is asked for only
-    where it is sent."""
+    where it is sent; a gzipped one is sent as it is to who takes that."""
     etag = f'"{address}"'
     headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
     if request.headers.get("if-none-match") == etag:
         return Response(status_code=304, headers=headers)
-    return FileResponse(path(), media_type="application/json", headers=headers)
+    file = path()
+    if file.suffix != ".gz":
+        return FileResponse(file, media_type="application/json", headers=headers)
+    headers["Vary"] = "Accept-Encoding"
+    if "gzip" in request.headers.get("accept-encoding", ""):
+        return FileResponse(file, media_type="application/json", headers={**headers, "Content-Encoding": "gzip"})
+    return Response(gzip.decompress(file.read_bytes()), media_type="application/json", headers=headers)

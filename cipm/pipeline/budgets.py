@@ -18,8 +18,8 @@ from cipm.pipeline.smaller import write_smaller
 from cipm.pipeline.streams import with_turned_streams
 from cipm.pipeline.timing import within_time
 
-WHOLE_SHARES = (0.7, 0.4, 0.15)
-"""Where whole networks are measured: shares kept of every group, or of the way on a front from the smallest model."""
+WHOLE_SHARES = (0.7, 0.3, 0.1)
+"""Where whole networks are measured that predictions go through: shares kept of every group."""
 TRIES = 6
 """Most whole networks that are measured to find the smallest within an allowed loss."""
 WORDS = {"params": "parameters", "flops": "FLOPs"}
@@ -39,7 +39,7 @@ def choose(pruner: Pruner, budget: str, value: float, *, locked: Collection[str]
     if budget == "keep":
         wanted = {**pruner.even(value, locked), **(sizes or {})}
         if any(size < pruner.groups[name].size for name, size in wanted.items()):
-            pruner.calibrate(pruner.even(share, locked) for share in WHOLE_SHARES)
+            _calibrate(pruner, locked, sizes)
         return wanted, []
     if value <= 0:
         raise OptionError(f"The budget {budget.replace('_', '-')} must be more than 0; it cannot be {value:g}.", where=budget)
@@ -55,25 +55,23 @@ def choose(pruner: Pruner, budget: str, value: float, *, locked: Collection[str]
         chosen = within(choices, value, session.counts[count], session.rises[session.kinds[0]], pruner.groups,
                         what=WORDS[budget])
     if chosen.keep != choices[0].keep:
-        pruner.calibrate(choice.keep for choice in along(choices))
+        _calibrate(pruner, locked, sizes)
     return chosen.keep, notes
 
 
-def along(choices: tuple[Choice, ...]) -> list[Choice]:
-    """Return the choices of a front at WHOLE_SHARES of the way from the smallest to the whole model."""
-    smallest, most = choices[-1].count, choices[0].count
-    limits = [smallest + share * (most - smallest) for share in WHOLE_SHARES]
-    return [next(choice for choice in choices if choice.count <= limit) for limit in limits]
+def _calibrate(pruner: Pruner, locked: Collection[str], sizes: Sizes | None) -> None:
+    pruner.calibrate({**pruner.even(share, locked), **(sizes or {})} for share in WHOLE_SHARES)
 
 
 def least_within(pruner: Pruner, choices: tuple[Choice, ...], fits: Callable[[Mapping[str, Any]], bool],
-                 seen: dict[int, Mapping[str, Any]], hoped: Callable[[Choice], bool] | None = None) -> int:
-    """Return the number of the smallest choice on the front found whose measurement `fits`, in at most TRIES measurements.
+                 seen: dict[int, Mapping[str, Any]], hoped: Callable[[Choice], bool] | None = None,
+                 tries: int = TRIES) -> int:
+    """Return the number of the smallest choice on the front found whose measurement `fits`, in at most so many measurements.
 
     `seen` holds what was measured by number, and gets what is measured here. What is `hoped` to fit is tried first; without
     hope the middle of what is left is. Where there is hope, predictions get to know of what is measured.
     """
-    for _ in range(TRIES):
+    for _ in range(tries):
         best = max((number for number, measured in seen.items() if fits(measured)), default=0)
         inside = range(best + 1, min((number for number in seen if number > best), default=len(choices)))
         if not inside:

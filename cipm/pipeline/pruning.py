@@ -26,10 +26,8 @@ from cipm.pruning.sequence import Moments, read_moments, refit_alone
 from cipm.statistics.plan import MIB
 from cipm.symmetry import SymmetryGroup
 
-INTERPLAYS = tuple(step / 20 for step in range(7))
-"""Exponents of `Session.total` that are tried."""
-ENOUGH_WHOLES = 6
-"""Whole networks, of more than one kind, from which the exponent is found; with fewer it is 0."""
+MOST_SHARE, LEAST_SHARE = 0.6, 0.1
+"""Between these shares of its units every group is measured alone, evenly in their square roots."""
 ALONE_FLOPS = 1e13
 """Most work of refitting whole networks for groups measured alone; beyond it only what reads a group is refitted for it."""
 ROWS_NEEDED = "A what-if needs at least 4 probe rows: half of them to fit on, half to measure on."
@@ -103,7 +101,9 @@ class Pruner:
     def shares(self) -> tuple[float, ...]:
         """Return the shares of its units at which every group is measured alone, at least one."""
         count = max(1, self.context.options.measured_points)
-        return tuple((2 * number + 1) / (2 * count) for number in reversed(range(count)))
+        between = [0.5] if count == 1 else np.linspace(0, 1, count)
+        roots = np.sqrt(MOST_SHARE), np.sqrt(LEAST_SHARE)
+        return tuple(float(np.interp(at, (0, 1), roots)) ** 2 for at in between)
 
     @property
     def in_sequence(self) -> bool:
@@ -138,10 +138,9 @@ class Pruner:
     @property
     def session(self) -> Session:
         """Return what predicts, from the groups alone and the whole networks that are to be known."""
-        session = replace(self._alone_only, interplay=self._interplay())
-        whole = {kind: [(session.total(kind, point.keep), self._rise(kind, point)) for point in self._known]
-                 for kind in self.kinds}
-        return replace(session, whole=whole)
+        alone = self._alone_only
+        return replace(alone, whole={kind: [(alone.total(kind, point.keep), self._rise(kind, point)) for point in self._known]
+                                     for kind in self.kinds})
 
     def predicted(self, sizes: Sizes) -> dict[str, float]:
         """Return the predicted loss, and KL to the original where there is one."""
@@ -185,16 +184,6 @@ class Pruner:
 
     def _rise(self, kind: str, point: Point) -> float:
         return point.measured[kind] - self.base[kind]
-
-    def _interplay(self) -> float:
-        """Return the exponent with which sums are most nearly in proportion to measured rises."""
-        kind, alone = self.kinds[0], self._alone_only
-        seen = [(alone.total(kind, point.keep), alone.spread(point.keep), self._rise(kind, point)) for point in self._known]
-        logs = np.log([values for values in seen if min(values) > 0]).reshape(-1, 3)
-        if len(logs) < ENOUGH_WHOLES:
-            return 0.0
-        total, spread, rise = logs.T
-        return min(INTERPLAYS, key=lambda power: float(np.std(rise - total - power * spread)))
 
     def _calibrated(self, kind: str, one: Alone, measured: Iterable[Mapping[str, Any]]) -> np.ndarray:
         points = [(point["keep"], point[kind] - self.base[kind]) for point in measured]

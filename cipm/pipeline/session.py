@@ -1,4 +1,4 @@
-"""What a page needs to predict what-ifs by itself: session.json, as docs/design.md describes it."""
+"""What a page needs to predict what-ifs by itself: the session file, as docs/design.md describes it."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from cipm.allocation import Sizes, fewest, nearest, rising, thinned
+from cipm.allocation import TOGETHER, Sizes, fewest, nearest, rising, thinned
 from cipm.export import forms
-from cipm.pipeline.budgets import TRIES, WHOLE_SHARES, along, least_within, limits
+from cipm.pipeline.budgets import WHOLE_SHARES, least_within, limits
 from cipm.pipeline.context import Context
 from cipm.pipeline.pruning import ROWS_NEEDED, Point, Pruner
 from cipm.pipeline.reference import LOSSES
 from cipm.pipeline.refitting import Refitter
 
-SCHEMA_VERSION = 1
-CALIBRATING = 2 * len(WHOLE_SHARES)
+SCHEMA_VERSION = 2
+CALIBRATING = len(WHOLE_SHARES)
 HELD_BACK = 7
 """Whole networks that predictions are held against: half of them random what-ifs, the others on the way along the front."""
 ALLOWED = (0.001, 0.01, 0.05)
 """Rises of the loss (falls of the accuracy, where there is one) that advice is given for, as shares of the baseline."""
+ADVICE_TRIES = 3
+"""Most whole networks measured for each of them, beside those held back."""
 WHOLE_FLOPS = 2e13
 """Work spent on measuring whole networks beside those that predictions go through: some minutes on two cores. A count, not a
 clock, so that the same analysis always gives the same result."""
@@ -32,20 +34,19 @@ FLOOR = 1e-3
 
 def wholes_planned(context: Context) -> int:
     """Return how many whole networks a session measures at most."""
-    return CALIBRATING + min(HELD_BACK + len(ALLOWED) * TRIES, int(WHOLE_FLOPS / Refitter(context).work))
+    return CALIBRATING + min(HELD_BACK + len(ALLOWED) * ADVICE_TRIES, int(WHOLE_FLOPS / Refitter(context).work))
 
 
 def session_facts(pruner: Pruner) -> dict[str, Any]:
-    """Return session.json: measure whole networks for `whole`, others to hold predictions against, and search for advice."""
+    """Return the session: measure whole networks for `whole`, others to hold predictions against, and search for advice."""
     facts = {"schema_version": SCHEMA_VERSION, "baseline": _baseline(pruner), "kinds": list(pruner.kinds), "groups": [],
              "unavailable": pruner.reasons, "counts": {}, "whole": {}, "points": [], "band": {}, "fronts": {}, "advice": [],
-             "interplay": 0.0,
-             "forms": list(forms(pruner.context.checkpoint)), "rows": pruner.refitter.reference.rows}
+             "power": TOGETHER, "forms": list(forms(pruner.context.checkpoint)), "rows": pruner.refitter.reference.rows}
     if not pruner.groups:
         few = pruner.context.probe.used_rows < 4
         why = ROWS_NEEDED if few else "No group of this model can be made smaller."
         return facts | {"notes": [why, *pruner.refitter.reference.notes]}
-    pruner.calibrate(_calibrating(pruner))
+    pruner.calibrate(pruner.even(share) for share in WHOLE_SHARES)
     held = [pruner.point(keep) for keep in _held_back(pruner)]
     advice, session = _advice(pruner), pruner.session
     return facts | {
@@ -54,7 +55,6 @@ def session_facts(pruner: Pruner) -> dict[str, Any]:
         "whole": {kind: rising(session.whole[kind]) for kind in pruner.kinds},
         "points": [_point(point) for point in pruner.points],
         "band": {kind: _band(pruner, kind, held) for kind in pruner.kinds},
-        "interplay": session.interplay,
         "fronts": {count: session.listed(pruner.front(count)) for count in ("parameters", "flops")},
         "advice": advice, "notes": _notes(pruner)}
 
@@ -77,11 +77,6 @@ def _group(pruner: Pruner, name: str) -> dict[str, Any]:
 def _point(point: Point) -> dict[str, Any]:
     return {"keep": dict(point.keep), "predicted": dict(point.predicted),
             "measured": {name: point.measured[name] for name in LOSSES}}
-
-
-def _calibrating(pruner: Pruner) -> list[Sizes]:
-    """Return the whole networks that predictions go through: equal shares of every group, and choices along the front."""
-    return [*(pruner.even(share) for share in WHOLE_SHARES), *(choice.keep for choice in along(pruner.front("parameters")))]
 
 
 def _held_back(pruner: Pruner) -> list[Sizes]:
@@ -108,10 +103,13 @@ def _band(pruner: Pruner, kind: str, held: Sequence[Point]) -> dict[str, Any] | 
 def _advice(pruner: Pruner) -> list[dict[str, Any]]:
     """Return the smallest networks found, along the front of parameters, whose measured loss rises by no more than this."""
     baseline, choices = pruner.refitter.reference.baseline, pruner.front("parameters")
-    seen: dict[int, Mapping[str, Any]] = {0: {**baseline, "kl": None if baseline["kl"] is None else 0.0}}
+    known = {tuple(point.keep.items()): point.measured for point in pruner.points}
+    seen = {number: known[keep] for number, choice in enumerate(choices) if (keep := tuple(choice.keep.items())) in known}
+    seen[0] = {**baseline, "kl": None if baseline["kl"] is None else 0.0}
     found = []
     for allowed in ALLOWED if pruner.wholes > CALIBRATING + HELD_BACK else ():
-        at = least_within(pruner, choices, lambda measured, share=allowed: _within(baseline, measured, share), seen)
+        at = least_within(pruner, choices, lambda measured, share=allowed: _within(baseline, measured, share), seen,
+                          tries=ADVICE_TRIES)
         found.append({"allowed": allowed, "keep": dict(choices[at].keep), "parameters": round(choices[at].count),
                       "measured": {name: seen[at][name] for name in LOSSES}})
     return found
@@ -126,7 +124,7 @@ def _within(baseline: Mapping[str, Any], measured: Mapping[str, Any], share: flo
 
 
 def _notes(pruner: Pruner) -> list[str]:
-    fewer = pruner.wholes < CALIBRATING + HELD_BACK + len(ALLOWED) * TRIES
+    fewer = pruner.wholes < CALIBRATING + HELD_BACK + len(ALLOWED) * ADVICE_TRIES
     said = [f"At most {pruner.wholes} whole networks were measured, because each is refitted layer by layer."] if fewer else []
     return [*pruner.refitter.notes, *said, *limits(pruner, pruner.groups)]
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cipm.allocation import SESSION_FILE, Session, Sizes
+from cipm.allocation import SESSION_FILE, Session, Sizes, read_session
 from cipm.export import export_pruned
 from cipm.load import Checkpoint
 from cipm.pipeline.context import Context
@@ -21,7 +21,7 @@ from cipm.symmetry import TOLERANCE
 
 def prune(context: Context, folder: Path) -> None:
     """Stage `prune`: write the model with so many units of each group (the request's `keep`) in its `form`."""
-    known = context.read("whatif", SESSION_FILE)
+    known = read_session(context.folders["whatif"] / SESSION_FILE)
     session = Session.from_json(known)
     sizes = session.checked(context.request["keep"])
     form = context.request["form"]

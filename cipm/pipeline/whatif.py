@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cipm.allocation import SESSION_FILE, Session
+from cipm.allocation import SESSION_FILE, Session, read_session, write_session
 from cipm.pipeline.context import Context
 from cipm.pipeline.pruning import Pruner
 from cipm.pipeline.refitting import Refitter
@@ -27,12 +27,12 @@ def whatif(context: Context, folder: Path) -> None:
     groups = {group.name: _whatif_of(pruner, group) for group in context.symmetry.groups}
     facts = {"baseline": session["baseline"], "notes": pruner.refitter.notes, "groups": groups}
     (folder / "whatif.json").write_text(json.dumps(facts, allow_nan=False))
-    (folder / SESSION_FILE).write_text(json.dumps(session, allow_nan=False))
+    write_session(folder, session)
 
 
 def measure(context: Context, folder: Path) -> None:
     """Measure one what-if: the request's `keep` {group: units}; the result has what was predicted beside it."""
-    known = context.read("whatif", SESSION_FILE)
+    known = read_session(context.folders["whatif"] / SESSION_FILE)
     session = Session.from_json(known)
     sizes = session.checked(context.request["keep"])
     made = Refitter(context, rows=known["rows"]).made(session.units_kept(sizes))

@@ -4,7 +4,7 @@
   "use strict";
   const cipm = (window.cipm = window.cipm || {});
 
-  /* A predicted rise through whole networks that were measured, `points` [sum of the groups' rises, measured rise], both rising:
+  /* A predicted rise through whole networks that were measured, `points` [what the groups lose together, measured], both rising:
      straight lines in the logarithms, proportional outside them. */
   function joined(points, total) {
     if (total <= 0 || !points.length) return total;
@@ -57,12 +57,10 @@
 
     /* ---------- what it is predicted to lose ---------- */
     rise(kind, sizes) {
-      let total = 0, spread = 0;
-      for (let at = 0; at < sizes.length; at += 1) {
-        total += this.groups[at].rises[kind][sizes[at]];
-        spread += Math.log(this.whole[at] / sizes[at]);
-      }
-      return joined((this.session.whole || {})[kind] || [], total * Math.exp((this.session.interplay || 0) * spread));
+      const { power } = this.session;
+      let together = 0;
+      for (let at = 0; at < sizes.length; at += 1) together += this.groups[at].rises[kind][sizes[at]] ** power;
+      return joined((this.session.whole || {})[kind] || [], together ** (1 / power));
     }
     /* Predicted values with the range that nine of ten held-back networks were in: {kind: {value, low, high, near}}. */
     predicted(sizes) {

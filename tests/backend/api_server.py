@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from backend.app import create_app
 from backend.settings import Settings
 from backend.store import Store, artefacts, jobs
+from cipm.allocation import write_session
 from cipm.errors import CipmError
 from cipm.views import AxisMeta, write_index, write_matrix, write_strip
 from cipm.views.facts import STRUCTURE_FILE
@@ -151,18 +152,21 @@ def session() -> dict[str, Any]:
               for name, size, blocks, scale in (("hidden", 300, 1, 1.0), ("heads", 8, 2, 3.0))]
     count = {"fixed": 10.0, "terms": [[3000.0, [{"hidden": 1.0}]], [2400.0, [{"hidden": 1.0}, {"heads": 1.0}]]],
              "unit": "numbers"}
-    return {"schema_version": 1, "kinds": ["kl", "loss"], "groups": groups, "unavailable": {"stream": "Nothing reads it."},
+    return {"schema_version": 2, "kinds": ["kl", "loss"], "groups": groups, "unavailable": {"stream": "Nothing reads it."},
             "baseline": {"loss_kind": "cross_entropy", "loss": 0.5, "accuracy": 0.9, "perplexity": None, "rows": 100},
             "counts": dict.fromkeys(("parameters", "flops", "bytes"), count), "points": [], "advice": [], "rows": 100,
             "whole": {"kl": [[0.1, 0.2], [1.0, 1.5]], "loss": [[0.1, 0.2], [1.0, 1.5]]}, "notes": [], "fronts": {},
-            "forms": ["pt2", "onnx"], "interplay": 0.2,
+            "forms": ["pt2", "onnx"], "power": 0.75,
             "band": {"kl": {"median": 1.1, "p90": 1.3, "points": 9}, "loss": None}}
 
 
-def leave_session(store: Store, job_id: str, address: str, folder: Path, name: str = "session.json") -> None:
-    """Leave what stage `whatif` writes, as a worker does while the job still runs."""
+def leave_session(store: Store, job_id: str, address: str, folder: Path, *, now: bool = True) -> None:
+    """Leave what stage `whatif` writes, as a worker does while the job still runs; or what an earlier version wrote."""
     folder.mkdir(parents=True)
-    (folder / name).write_text(json.dumps(session()))
+    if now:
+        write_session(folder, session())
+    else:
+        (folder / "session.json").write_text("{}")
     artefacts.use(store, job_id, {"whatif": address})
     artefacts.record(store, address, "whatif", folder, 0.5)
 

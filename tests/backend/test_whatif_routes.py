@@ -27,7 +27,7 @@ def test_the_session_is_there_while_the_job_still_runs(local, client, tmp_path):
 
 def test_an_analysis_without_a_session_says_to_run_it_again(local, client, tmp_path):
     made = analyse(client)
-    leave_session(local.store, made["job"]["id"], "of-an-earlier-version", tmp_path / "old", name="whatif.json")
+    leave_session(local.store, made["job"]["id"], "of-an-earlier-version", tmp_path / "old", now=False)
     jobs.fail(local.store, claim(local.store, made["job"]["id"]), ProbeError("No column fits."))
     answer = client.get(f"/api/analyses/{made['id']}/whatif")
     assert answer.status_code == 404 and "before there were what-if sessions" in shape_of(answer)["message"]

@@ -10,30 +10,31 @@ from typing import Any
 import numpy as np
 
 from cipm.allocation import Session, rising
+from cipm.allocation import write_session as write_session_file
 
 ALLOWED = (0.001, 0.01, 0.05)
 SHARES = (0.85, 0.6, 0.35, 0.15)
 
 
 def write_session(folder: Path, study: Path) -> Path:
-    """Write session.json of the study into `folder` as stage `whatif` does, and return the folder."""
+    """Write the session of the study into `folder` as stage `whatif` does, and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "session.json").write_text(json.dumps(session_of(study)))
+    write_session_file(folder, session_of(study))
     return folder
 
 
 def session_of(study: Path) -> dict[str, Any]:
-    """Return session.json of the study that lies in this folder."""
+    """Return the session of the study that lies in this folder."""
     report = json.loads((study / "report.json").read_text())
     baseline = {**{name: report["baseline"][name] for name in ("loss_kind", "loss", "accuracy", "rows")}, "perplexity": None}
     groups = [group(made, baseline["loss"]) for made in report["groups"]]
     shapes = {matrix["tensor"]: (matrix["shape"], matrix["groups"]) for matrix in report["matrices"] if matrix["tensor"]}
     made: dict[str, Any] = {
-        "schema_version": 1, "baseline": baseline, "kinds": ["kl", "loss"], "groups": groups, "whole": {},
+        "schema_version": 2, "baseline": baseline, "kinds": ["kl", "loss"], "groups": groups, "whole": {},
         "rows": baseline["rows"], "unavailable": {"outputs": "its units are the model's answers."},
         "counts": counts(shapes, groups), "points": [],
         "band": {kind: {"median": 1.12, "p90": 1.4, "points": len(SHARES)} for kind in ("kl", "loss")},
-        "fronts": {}, "advice": [], "interplay": 0.2,
+        "fronts": {}, "advice": [], "power": 0.75,
         "forms": ["pt2", "onnx", "state_dict"], "notes": ["Measured on rows of the digits."]}
     choices = Session.from_json(made).front("parameters")
     wholes = [choices[round((1 - share) * (len(choices) - 1))].keep for share in SHARES]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from cipm.allocation import Session
+from cipm.allocation import SESSION_FILE, Session, read_session
 from cipm.errors import OptionError
 from cipm.load import load
 from cipm.options import parse_options
@@ -34,7 +34,9 @@ class Stages:
         folder.mkdir()
         RUN[stage](Context({**self.request, **asked}, parse_options({}), self.folders, lambda event: None), folder)
         self.folders.setdefault(stage, folder)
-        path = folder / ("session.json" if stage == "whatif" else f"{stage}.json")
+        if stage == "whatif":
+            return read_session(folder / SESSION_FILE)
+        path = folder / f"{stage}.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
     def file(self, name: str) -> Path:
@@ -58,10 +60,10 @@ def known(samples, tmp_path_factory) -> Iterator[tuple[Stages, dict]]:
 def test_predictions_of_networks_that_were_held_back_can_be_believed(known):
     _, session = known
     band = session["band"]["kl"]
-    assert band["points"] >= 5 and 1 <= band["median"] <= 1.25 and band["median"] <= band["p90"] <= 1.6
+    assert band["points"] >= 5 and 1 <= band["median"] <= 1.25 and band["median"] <= band["p90"] <= 1.5
     assert session["kinds"] == ["kl", "loss"] and session["baseline"]["accuracy"] > 0.95
     rises = [one for _, one in session["whole"]["kl"]]
-    assert len(rises) == 6 and rises == sorted(rises) and rises[0] > 0
+    assert len(rises) == 3 and rises == sorted(rises) and rises[0] > 0
 
 
 def test_a_measurement_agrees_with_the_session(known):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from services import wait_until
 
 from backend.store import artefacts, jobs
 from backend.supervisor import Supervisor
+from cipm.allocation import SESSION_FILE, read_session
 
 pytestmark = pytest.mark.services
 SERVER = """
@@ -86,7 +86,7 @@ def test_real_analysis_export_and_measurement(embedded, model_and_probe):
 def _only_group(deployment, analysis_id: str) -> str:
     with deployment.store.read() as session:
         whatif = artefacts.of_analysis(session, analysis_id, "whatif")
-    group, = json.loads(artefacts.file(deployment.store, whatif, "session.json").read_text())["groups"]
+    group, = read_session(artefacts.file(deployment.store, whatif, SESSION_FILE))["groups"]
     return group["name"]
 
 
