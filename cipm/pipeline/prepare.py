@@ -18,6 +18,6 @@ def prepare() -> None:
     points = generator.normal(size=(8, 2)).astype(np.float32)
     for samples in (points, points.astype(np.float64)):
         Covariance.create(3).update(np.c_[samples, np.zeros(8, samples.dtype)]).correlation()
-        Profile.create(2).update(samples)
+        Profile.create(2, classes=2).update(samples, samples, np.arange(8) % 2)
     prepare_orders()
     torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(2, 2),), strict=False)

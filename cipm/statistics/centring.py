@@ -16,13 +16,15 @@ from cipm.compiled import compiled
 from cipm.statistics.samples import refuse_nonfinite, too_large
 
 CHUNK_ROWS, CHUNK_VALUES = 640, 2**18  # enough for the product's full rate; 1 MB of float32 where units are few
+MOST_ROWS = 4096
+CACHE_LINE = 64  # bytes
 SUM_ROWS = 64  # summed in float32 before float64 takes over
 UNDERFLOW, OVERFLOW = 1e-30, 1e36  # sums of squares outside are not safe in float32
 
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """Some samples about a shift: `values` [rows, units] (a view, good until the next chunk), `base` [units] float64,
+    """Some samples about a shift: `values` [rows, units] (good until the next chunk), `base` [units] float64,
     what was taken away (the same array while it stays the same), `total` and `square` [units] float64, the sums of the
     values and of their squares. `narrow` tells that products of the values stay within float32.
     """
@@ -38,9 +40,9 @@ class Centring:
     """The buffer that a stream of samples fills, chunk by chunk. Belongs to one accumulator."""
 
     def __init__(self, units: int, dtype: np.dtype, rows: int | None = None) -> None:
-        self.units, self.dtype = units, np.dtype(dtype)
+        self.units, self.dtype, self.rows = units, np.dtype(dtype), rows or chunk_rows(units)
         self.kind = ("cpu", self.dtype.name)
-        self.buffer = np.empty((rows or chunk_rows(units), units), self.dtype)
+        self.buffer: np.ndarray | None = None
         self.fill = self.samples = 0
         self.started = False
         self.first = np.zeros(units)
@@ -59,35 +61,44 @@ class Centring:
         self.samples, self.first, self.varies, self.spread = samples, first, varies.copy(), spread.copy()
         self._move(np.where(varies, mean, first).astype(self.dtype))
 
-    def take(self, x: np.ndarray) -> Iterator[Chunk]:
-        """Yield the chunks that x [samples, units] completes. Raises InputError naming a value that is not finite."""
+    def take(self, x: np.ndarray, *, spend: bool = False) -> Iterator[Chunk]:
+        """Yield the chunks that x [samples, units] completes. Raises InputError naming a value that is not finite.
+
+        `spend`: x may be overwritten, so that enough of it for a chunk is centred where it is, without a buffer.
+        """
         if not self.started and len(x):
             self.started = True
             self.first = x[0].astype(np.float64)
             self._move(x[0].astype(self.dtype))
             refuse_nonfinite(x[:1], self.samples)
+        spend = spend and x.dtype == self.dtype and x.flags.c_contiguous and x.flags.writeable
         start = 0
         while start < len(x):
-            piece = x[start:start + len(self.buffer) - self.fill]
-            self._absorb(piece)
+            whole = spend and not self.fill and len(x) - start >= CHUNK_ROWS
+            piece = x[start:start + (MOST_ROWS if whole else self.rows - self.fill)]
+            self._absorb(piece, piece if whole else self._room(len(piece)))
             start += len(piece)
-            if self.fill == len(self.buffer):
-                yield self._chunk()
+            if whole or self.fill == self.rows:
+                yield self._chunk(piece if whole else self.buffer)
 
     def drain(self) -> Iterator[Chunk]:
         """Yield the samples held back, if any."""
         if self.fill:
-            yield self._chunk()
+            yield self._chunk(self.buffer[:self.fill])
 
-    def _absorb(self, piece: np.ndarray) -> None:
+    def _room(self, rows: int) -> np.ndarray:
+        if self.buffer is None:
+            self.buffer = _aligned(self.rows, self.units, self.dtype)
+        return self.buffer[self.fill:self.fill + rows]
+
+    def _absorb(self, piece: np.ndarray, into: np.ndarray) -> None:
         piece = np.require(piece, self.dtype, "CAW")
-        _shift_into(piece, self.shift, self.buffer[self.fill:self.fill + len(piece)], self.total, self.square)
+        _shift_into(piece, self.shift, into, self.total, self.square)
         if not np.isfinite(self.total).all():
             refuse_nonfinite(piece, self.samples)
         self.fill, self.samples = self.fill + len(piece), self.samples + len(piece)
 
-    def _chunk(self) -> Chunk:
-        values = self.buffer[:self.fill]
+    def _chunk(self, values: np.ndarray) -> Chunk:
         with np.errstate(over="ignore", invalid="ignore"):
             rest = self.total / len(values)
             far = (5 * rest**2 > self.square / len(values)).any()  # more than half a standard deviation
@@ -138,7 +149,15 @@ class Centring:
 
 def chunk_rows(units: int) -> int:
     """Return how many samples make a chunk."""
-    return min(max(CHUNK_VALUES // max(units, 1), CHUNK_ROWS), 4096)
+    return min(max(CHUNK_VALUES // max(units, 1), CHUNK_ROWS), MOST_ROWS)
+
+
+def _aligned(rows: int, units: int, dtype: np.dtype) -> np.ndarray:
+    """Return memory that begins at a cache line: elsewhere a product of the same numbers may be rounded in another way."""
+    size = rows * units * dtype.itemsize
+    memory = np.empty(size + CACHE_LINE, np.uint8)
+    start = -memory.ctypes.data % CACHE_LINE
+    return memory[start:start + size].view(dtype).reshape(rows, units)
 
 
 @compiled

@@ -7,6 +7,7 @@ from typing import Any, final
 
 import numpy as np
 
+from cipm.compiled import compiled
 from cipm.errors import InputError
 from cipm.statistics.covariance import Covariance, correlation_from_covariance
 from cipm.statistics.samples import as_samples, finite_samples, need_samples, on_host
@@ -151,10 +152,7 @@ class ClassMeans:
         x = finite_samples(batch, self.within.size, self.samples).astype(np.float64)
         counts, means = np.bincount(labels, minlength=self.counts.size), np.zeros_like(self.means)
         within = np.zeros_like(self.within)
-        for label in np.flatnonzero(counts):
-            part = x[labels == label]
-            means[label] = part[0] + (part - part[0]).mean(axis=0)
-            within += np.square(part - means[label]).sum(axis=0)
+        _by_class(x, labels, counts, means, within)
         return self.merge(ClassMeans(counts, means, within))
 
     def merge(self, other: ClassMeans) -> ClassMeans:
@@ -184,6 +182,25 @@ class ClassMeans:
         """Return the class [units] in which each unit is most active on average; the first of several."""
         need_samples(self.samples, 1, "Selectivity")
         return np.argmax(np.where(self.counts[:, None] > 0, self.means, -np.inf), axis=0)
+
+
+@compiled
+def _by_class(x, labels, counts, means, within):
+    """Write the means of the classes, each summed about its first sample, and add the squares about them."""
+    first = np.full(counts.size, -1)
+    for row in range(x.shape[0]):
+        label = labels[row]
+        if first[label] < 0:
+            first[label] = row
+        for unit in range(x.shape[1]):
+            means[label, unit] += x[row, unit] - x[first[label], unit]
+    for label in range(counts.size):
+        for unit in range(x.shape[1] if counts[label] else 0):
+            means[label, unit] = x[first[label], unit] + means[label, unit] / counts[label]
+    for row in range(x.shape[0]):
+        for unit in range(x.shape[1]):
+            apart = x[row, unit] - means[labels[row], unit]
+            within[unit] += apart * apart
 
 
 def checked_labels(labels: Any, rows: int, classes: int, seen: int) -> np.ndarray:

@@ -93,6 +93,15 @@ def collect(forward: Forward, taps: Sequence[Tap], batches: Iterable[Mapping[str
     return {tap: stream.finish() for tap, stream in by_tap.items()}
 
 
+@dataclass(frozen=True, eq=False)
+class _Told:
+    """One sample [rows, units] of each row and, where rows have labels, their means [rows, units] and labels [rows]."""
+
+    single: torch.Tensor
+    means: np.ndarray | None
+    labels: np.ndarray | None
+
+
 @dataclass(eq=False)
 class _Stream:
     """The accumulators of one tap. Samples on the host are added at once, those on a device together, in large blocks."""
@@ -111,7 +120,7 @@ class _Stream:
 
     def __post_init__(self) -> None:
         units = len(self.tap.index)
-        self.halves = [Covariance.create(units) for _ in range(2)]
+        self.halves = [Covariance.create(units, threads="torch") for _ in range(2)]
         self.profile = Profile.create(units, range=self.range, classes=self.classes)
 
     def add(self, activation: torch.Tensor, rows: Rows) -> None:
@@ -127,14 +136,16 @@ class _Stream:
         mask, why_not = rows.padding.about(tuple(x.shape), axis) if theirs else (None, None)
         if why_not:
             self.said[why_not] = None
+        told = []
         for offset in range(min(2, x.shape[0])):
             half = (first + offset) % 2
             part = None if labels is None else labels[offset::2]
             numbers = np.arange(first + offset, first + x.shape[0], 2)
             if mask is None or mask.all():
-                self._add(half, layout.of(x[offset::2]), numbers, part)
+                told.append(self._add(half, x[offset::2], layout, numbers, part))
             else:
-                self._add_real(half, x[offset::2], mask[offset::2], layout, numbers, part)
+                told.append(self._add_real(half, x[offset::2], mask[offset::2], layout, numbers, part))
+        self._describe([one for one in told if one is not None])
         self.rows, self.possible = self.rows + x.shape[0], self.possible + x.shape[0] * layout.there
 
     def cut(self) -> None:
@@ -149,50 +160,58 @@ class _Stream:
         return Collected(HalfSplit(self.halves[0], self.halves[1], self.rows), self.profile, self.possible, self.padding,
                          tuple(self.said))
 
-    def _add(self, half: int, x: torch.Tensor, numbers: np.ndarray, labels: np.ndarray | None) -> None:
-        """Add samples [rows, samples, units] of rows with these numbers."""
-        kept = x.shape[1]
-        self._take(half, x.reshape(-1, x.shape[2]), np.repeat(numbers, kept) if x.is_cuda else (numbers, kept))
-        if kept:
-            single = x[torch.arange(len(x)), torch.from_numpy(_turning(numbers, kept))]
-            means = None if labels is None else (x.mean(dim=1) if kept > 1 else single).double().cpu().numpy()
-            self._describe(half, single, means, labels)
+    def _add(self, half: int, x: torch.Tensor, layout: Layout, numbers: np.ndarray, labels: np.ndarray | None) -> _Told | None:
+        """Add the samples of whole rows with these numbers; return what they tell of units, unless they have none."""
+        samples = layout.of(x)
+        kept = samples.shape[1]
+        if not kept:
+            return None
+        single = samples[torch.arange(len(x)), torch.from_numpy(_turning(numbers, kept))]
+        means = None if labels is None else (samples.mean(dim=1) if kept > 1 else single).double().cpu().numpy()
+        own = samples.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
+        self._take(half, samples.reshape(-1, samples.shape[2]), np.repeat(numbers, kept) if x.is_cuda else (numbers, kept), own)
+        return _Told(single, means, labels)
 
     def _add_real(self, half: int, x: torch.Tensor, mask: np.ndarray, layout: Layout, numbers: np.ndarray,
-                  labels: np.ndarray | None) -> None:
-        """Add the samples at the real positions of the sequences."""
+                  labels: np.ndarray | None) -> _Told | None:
+        """Add the samples at the real positions of the sequences, and return what they tell of units."""
         self.padding += int((~mask).sum()) * (layout.there // mask.shape[1])
         row, chosen = real_samples(mask, layout)
         if not row.size:
-            return
+            return None
         samples = layout.at(x, row, chosen)
-        self._take(half, samples, numbers[row])
         there, begin, count = np.unique(row, return_index=True, return_counts=True)
         single = samples[torch.from_numpy(begin + _turning(numbers[there], count))]
         sums = samples.new_zeros((len(there), samples.shape[1]))
         sums.index_add_(0, torch.from_numpy(np.repeat(np.arange(len(there)), count)).to(samples.device), samples)
         means = sums.double().cpu().numpy() / count[:, None]
-        self._describe(half, single, means, None if labels is None else labels[there])
+        self._take(half, samples, numbers[row], True)
+        return _Told(single, means, None if labels is None else labels[there])
 
-    def _describe(self, half: int, single: torch.Tensor, means: np.ndarray | None, labels: np.ndarray | None) -> None:
+    def _describe(self, told: list[_Told]) -> None:
+        if not told:
+            return
+        means, labels = (None if getattr(told[0], name) is None else np.concatenate([getattr(one, name) for one in told])
+                         for name in ("means", "labels"))
         try:
-            self.profile = self.profile.update(single, means, labels)
+            self.profile = self.profile.update(torch.cat([one.single for one in told]), means, labels)
         except InputError:
-            self._flush(half)  # which names the row
+            self._flush()  # which names the row
             raise
 
-    def _take(self, half: int, x: torch.Tensor, rows: Any) -> None:
+    def _take(self, half: int, x: torch.Tensor, rows: Any, own: bool) -> None:
+        """Add samples, or hold them back on a device; `own`: nobody else reads them, so that they may be overwritten."""
         self.held[half].append((x, rows))
         if not x.is_cuda or sum(len(part) for part, _ in self.held[half]) >= 2 * BLOCK_SAMPLES:
-            self._flush(half)
+            self._flush(half, own=own)
 
-    def _flush(self, *halves: int) -> None:
+    def _flush(self, *halves: int, own: bool = False) -> None:
         for half in halves or (0, 1):
             parts, self.held[half] = self.held[half], []
             if parts:
                 x = parts[0][0] if len(parts) == 1 else torch.cat([part for part, _ in parts])
                 try:
-                    self.halves[half] = self.halves[half].update(x)
+                    self.halves[half] = self.halves[half].update(x, spend=own)
                 except InputError as error:
                     raise self._named(error, parts) from None
 

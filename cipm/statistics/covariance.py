@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
 
@@ -43,19 +43,23 @@ class Covariance:
         self._scatter: Scatter | None = scatter
 
     @classmethod
-    def create(cls, units: int, *, exact: bool = False) -> Covariance:
-        """Return the accumulator of no samples; `exact` multiplies float32 samples in float64."""
-        return cls(Scatter.create(units, exact=exact))
+    def create(cls, units: int, *, exact: bool = False, threads: Literal["blas", "torch"] = "blas") -> Covariance:
+        """Return the accumulator of no samples; `exact` multiplies float32 samples in float64.
 
-    def update(self, batch: Any) -> Covariance:
+        `threads` tells whose multiply samples on the host: BLAS is the fastest alone, torch beside a model that torch runs.
+        """
+        return cls(Scatter.create(units, exact=exact, threads=threads))
+
+    def update(self, batch: Any, *, spend: bool = False) -> Covariance:
         """Return the accumulator with these samples [samples, units] added; the receiver is used up.
 
-        Takes numpy arrays and torch tensors; a CUDA tensor is multiplied on its device. Raises InputError where the
+        Takes numpy arrays and torch tensors; a CUDA tensor is multiplied on its device. `spend`: the batch may be
+        overwritten, which saves a copy. Raises InputError where the
         shape does not fit or a value is not finite (naming the sample, counted from the first one, and the unit).
         """
         x = as_samples(batch, self.units)
         scatter, self._scatter = self._live, None
-        scatter.add(x)
+        scatter.add(x, spend=spend)
         return Covariance(scatter)
 
     def merge(self, other: Covariance) -> Covariance:

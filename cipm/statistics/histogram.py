@@ -48,9 +48,8 @@ class Histogram:
         if not len(x):
             return self
         wider = self._over(np.minimum(self.low, x.min(axis=0)), np.maximum(self.high, x.max(axis=0)))
-        counts = wider.counts.copy()
-        _count(x, np.ldexp(1.0, -wider.exponent), wider.start, counts)
-        return Histogram(self.samples + len(x), wider.exponent, wider.start, counts, wider.low, wider.high)
+        _count(x, np.ldexp(1.0, -wider.exponent), wider.start, wider.counts)
+        return Histogram(self.samples + len(x), wider.exponent, wider.start, wider.counts, wider.low, wider.high)
 
     def merge(self, other: Histogram) -> Histogram:
         """Return the accumulator of both shards' samples."""
@@ -78,17 +77,18 @@ class Histogram:
         return np.clip(left + (right - left) * part, self.low, self.high)
 
     def _over(self, low: np.ndarray, high: np.ndarray) -> Histogram:
-        """Return the same histogram in the bins for a range that contains its own."""
+        """Return the same histogram, with counts of its own, in the bins for a range that contains its own."""
         exponent = _exponent(low, high, self.counts.shape[1])
         start = _bin(low, exponent)
         if not self.samples:
-            return Histogram(0, exponent, start, self.counts, low, high)
-        units, bins = self.counts.shape
-        joined = np.minimum(exponent - self.exponent, 62)[:, None]
-        place = ((self.start[:, None] + np.arange(bins)) >> joined) - start[:, None]
-        counts = np.zeros_like(self.counts)
-        filled = self.counts > 0
-        np.add.at(counts, (np.nonzero(filled)[0], place[filled]), self.counts[filled])
+            return Histogram(0, exponent, start, self.counts.copy(), low, high)
+        moved = np.flatnonzero((exponent != self.exponent) | (start != self.start))
+        counts = self.counts.copy()
+        counts[moved] = 0
+        filled, bins = np.nonzero(self.counts[moved])
+        units = moved[filled]
+        joined = np.minimum(exponent - self.exponent, 62)[units]
+        np.add.at(counts, (units, ((self.start[units] + bins) >> joined) - start[units]), self.counts[units, bins])
         return Histogram(self.samples, exponent, start, counts, low, high)
 
 

@@ -59,9 +59,9 @@ def plan_collection(taps: Sequence[Tap], *, memory: int, classes: int = 0, items
 
 
 def tap_bytes(units: int, *, classes: int = 0, itemsize: int = 4) -> int:
-    """Return the bytes that the accumulators of one tap take while samples come in: two covariances (a float64 triangle, a
-    square of products and a buffer each) and a profile."""
-    half = 8 * triangle_words(units) + itemsize * (units**2 + chunk_rows(units) * units)
+    """Return the bytes that the accumulators of one tap take while samples come in: two covariances (a float64 triangle, one
+    of products and a buffer each) and a profile."""
+    half = (8 + itemsize) * triangle_words(units) + itemsize * chunk_rows(units) * units
     return 2 * half + 8 * units * (BINS + classes + 32)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cipm.statistics.centring import Centring, Chunk
-from cipm.statistics.device import DeviceCentring, DeviceProducts
+from cipm.statistics.device import DeviceCentring, DeviceProducts, TorchProducts
 from cipm.statistics.samples import on_device
 from cipm.statistics.triangle import Products, add_factors, diagonal, triangle_words
 
@@ -40,26 +40,27 @@ class Scatter:
     first: np.ndarray = field(default_factory=lambda: np.zeros(0))
     varies: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     memory: np.ndarray | None = None
+    threads: str = "blas"
     _centring: Any = None
     _products: Any = None
     _runs: list[_Run] = field(default_factory=list)
     _cut: bool = False
 
     @classmethod
-    def create(cls, units: int, *, exact: bool, spend: bool = False) -> Scatter:
+    def create(cls, units: int, *, exact: bool, spend: bool = False, threads: str = "blas") -> Scatter:
         """Return the state of no samples; `spend`: in one block of memory, which holds the result in the end."""
         words, memory = triangle_words(units), None
         if spend:
             memory = np.zeros(max(words + (units * units + 1) // 2, units * units))
         triangle = np.zeros(words) if memory is None else memory[:words]
-        return cls(units, exact, 0, np.zeros(units), triangle, np.zeros(units), np.zeros(units, bool), memory)
+        return cls(units, exact, 0, np.zeros(units), triangle, np.zeros(units), np.zeros(units, bool), memory, threads)
 
-    def add(self, x: Any) -> None:
-        """Add samples [samples, units], of float32 or float64, on the host or a device."""
+    def add(self, x: Any, *, spend: bool = False) -> None:
+        """Add samples [samples, units], of float32 or float64, on the host or a device; `spend`: they may be overwritten."""
         x = x.astype(np.float64, copy=False) if self.exact and not on_device(x) else x
         x = x.double() if self.exact and on_device(x) else x
         self._prepare(x)
-        for chunk in self._centring.take(x):
+        for chunk in self._centring.take(x) if on_device(x) else self._centring.take(x, spend=spend):
             self._add(chunk)
 
     def settle(self) -> Scatter:
@@ -107,6 +108,8 @@ class Scatter:
         self.settle()
         if on_device(x):
             self._centring, self._products = DeviceCentring(self.units, kind), DeviceProducts(self.units)
+        elif self.threads == "torch":
+            self._centring, self._products = Centring(self.units, x.dtype), TorchProducts(self.units, x.dtype)
         else:
             spare = None if self.memory is None else self.memory[len(self.triangle):]
             self._centring, self._products = Centring(self.units, x.dtype), Products(self.units, x.dtype, spare)
