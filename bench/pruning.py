@@ -1,9 +1,10 @@
 """What is left after removal without retraining, beside Torch-Pruning's importances and neuron merging at equal widths.
 
-Run: python bench/pruning.py [digits] [mnist] [resnet] [language] [prediction] [speed] [curves] [units …]
-Default: all of them, and curves of 256, 1024 and 4096 units. Each row of a table is measured in one run: all methods remove
-the same share of every group of the same trained networks. `mnist`, `resnet` and `language` need ../shared/data. ResNet-20
-loses channels inside its blocks and of its residual streams alike; the language model loses hidden units of its gated layers.
+Run: python bench/pruning.py [digits] [mnist] [resnet] [language] [speed]      default: all of them
+
+Each row of a table is measured in one run: all methods remove the same share of every group of the same trained networks.
+`mnist`, `resnet`, `language` and `speed` need ../shared/data. ResNet-20 loses channels inside its blocks and of its residual
+streams alike; the language model loses hidden units of its gated layers.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,22 +19,21 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
-import torch.nn.functional as F
 from peers.importances import KINDS, merged, torch_pruning
 from peers.subjects import DATA, Logits, Subject, cifar, cnn, digits, language, mlp, mnist
 from peers.timing import fastest
-from scipy.stats import spearmanr
 from torch import nn
 
 from cipm.allocation import even
 from cipm.export import export_pruned
 from cipm.load import load
 from cipm.load.checkpoint import Checkpoint
-from cipm.pruning import elimination_curve, quick_curve, shrink
+from cipm.pruning import shrink
 from cipm.pruning.consumers import consumers
+from cipm.pruning.curvature import curvatures
 from cipm.pruning.kept import what_stays
 from cipm.pruning.network import group_curves, prunable
-from cipm.pruning.sequence import read_moments, refit, refit_alone
+from cipm.pruning.sequence import read_moments, refit
 from cipm.symmetry import discover_groups, example_inputs, prove
 from cipm.symmetry.walk import walk
 from cipm.testing.models import save_pt2
@@ -42,9 +41,6 @@ from cipm.testing.networks import as_checkpoint
 from cipm.trace import run
 
 REMOVED = (0.25, 0.5, 0.75, 0.9)
-SIZES = (256, 1024, 4096)
-WHAT_IFS = 160
-"""Most sizes of one group that are measured."""
 
 
 class Ours:
@@ -63,7 +59,8 @@ class Ours:
         gated = {name: g for name, g in groups.items() if all(".ffn." in place.tensor for place in g.places)}
         self.groups = gated or groups
         self.moments = read_moments(self.checkpoint, self.found, self.rows)
-        self.curves = group_curves(self.checkpoint, self.found, self.groups, self.moments)
+        weights = curvatures(self.checkpoint, self.found, self.rows)
+        self.curves = group_curves(self.checkpoint, self.found, self.groups, self.moments, curvature=weights)
 
     def logits(self, checkpoint: Checkpoint) -> Logits:
         return lambda x: run(checkpoint.graph, checkpoint.tensors, checkpoint.constants, {self.name: x})[0]
@@ -74,11 +71,6 @@ class Ours:
         kept = what_stays(self.checkpoint, self.symmetry, keep, self.walked)
         made, _ = refit(self.checkpoint, self.symmetry, kept, self.rows)
         return shrink(made, self.symmetry, keep).checkpoint
-
-    def what_if(self, name: str, size: int) -> Checkpoint:
-        """Return the masked model with one group smaller, from the whole model's moments alone."""
-        kept = what_stays(self.checkpoint, self.symmetry, {name: self.curves[name].kept(size)}, self.walked)
-        return refit_alone(self.checkpoint, self.found, kept, self.moments)
 
 
 def table(title: str, subjects: Sequence[Subject], shares: Sequence[float], *, chain: bool = False) -> None:
@@ -114,42 +106,6 @@ def _score(value: float, subject: Subject) -> str:
     return f"{value:.1f}" if subject.score == "accuracy" else f"{value:.3f}"
 
 
-def prediction(title: str, subject: Subject) -> None:
-    """Print the rank correlation of predicted cost and measured KL on held-out rows over every what-if of one group."""
-    one = Ours(subject)
-    x = subject.held_out[0][:1000]
-    whole = one.logits(one.checkpoint)(x).flatten(0, -2).log_softmax(-1)
-    found, total = {}, 0
-    for name, group in one.groups.items():
-        sizes = np.unique(np.linspace(1, group.size - 1, min(group.size - 1, WHAT_IFS)).astype(int))
-        kl = [float(F.kl_div(one.logits(one.what_if(name, int(size)))(x).flatten(0, -2).log_softmax(-1), whole, log_target=True,
-                             reduction="batchmean")) for size in sizes]
-        found[name], total = float(spearmanr(one.curves[name].cost[sizes], kl).statistic), total + len(sizes)
-    print(f"{title}: Spearman of predicted cost and measured KL over {total} what-ifs: "
-          + ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
-
-
-def curves(sizes: Sequence[int]) -> None:
-    """Print processor seconds of a whole curve, and of one product of the same size beside it."""
-    print(f"\n{'units':>8} {'curve s':>9} {'quick s':>9} {'products of n × n':>18}   processor seconds, "
-          f"{torch.get_num_threads()} threads; 16,384 takes 64 × what 4,096 takes")
-    for n in sizes:
-        rng = np.random.default_rng(0)
-        x = rng.standard_normal((2 * n, n // 4)) @ rng.standard_normal((n // 4, n)) + 0.3 * rng.standard_normal((2 * n, n))
-        w = rng.standard_normal((64, n))
-        c, g = np.cov(x.T), w.T @ w
-        slow = _seconds(lambda c=c, g=g, n=n: elimination_curve([c], [g], samples=2 * n))
-        quick = _seconds(lambda c=c, g=g, n=n: quick_curve([c], [g], samples=2 * n))
-        product = _seconds(lambda c=c, g=g: c @ g)
-        print(f"{n:>8} {slow:>9.2f} {quick:>9.2f} {slow / product:>18.1f}")
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.process_time()
-    work()
-    return time.process_time() - start
-
-
 def speed(subject: Subject, share: float = 0.5) -> None:
     """Print seconds of the ONNX file of the whole and of the smaller model in onnxruntime, on the processor."""
     x = subject.held_out[0]
@@ -180,7 +136,6 @@ TABLES: dict[str, Callable[[], None]] = {
     "mnist": lambda: table("MNIST MLP 784-512-512-512-10", [mnist(seed) for seed in range(2)], REMOVED, chain=True),
     "resnet": lambda: table("ResNet-20 on CIFAR-10, published weights", [cifar()], REMOVED[:2]),
     "language": lambda: table("Byte language model, 4 gated layers of 256 units", [language()], REMOVED[1:]),
-    "prediction": lambda: (prediction("Digits MLP", digits(mlp, 0)), prediction("Digits CNN", digits(cnn, 0))),
     "speed": lambda: speed(mnist(0)),
 }
 REAL = ("mnist", "resnet", "language", "speed")
@@ -188,13 +143,10 @@ REAL = ("mnist", "resnet", "language", "speed")
 
 def main(words: Sequence[str]) -> None:
     """Print the tables asked for."""
-    sizes = [int(word) for word in words if word.isdecimal()] or list(SIZES)
     print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}")
-    for name in [word for word in words if not word.isdecimal()] or [*TABLES, "curves"]:
+    for name in list(words) or TABLES:
         if name in REAL and not DATA.is_dir():
             print(f"\n{name}: its real data and weights (../shared/data) are not here")
-        elif name == "curves":
-            curves(sizes)
         else:
             TABLES[name]()
 
