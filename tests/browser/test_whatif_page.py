@@ -194,6 +194,7 @@ def test_saved_what_ifs_are_compared_renamed_had_back_and_shared(tab: Page, page
         link = client.post(f"/api/analyses/{pages.done}/shares").json()
         saved = client.get(f"/api/analyses/{pages.done}/whatifs").json()
     assert [one["name"] for one in saved] == ["a half"] and saved[0]["keep"] == {"hidden1": 160, "hidden2": 64}
+    assert saved[0]["locked"] == ["hidden2"]  # at the size it had
     private = browser.new_context()
     guest = private.new_page()
     guest.goto(f"{pages.url}/s/{link['token']}/whatif?whatif={saved[0]['id']}")
