@@ -13,7 +13,7 @@ import numpy as np
 
 from cipm.statistics.centring import OVERFLOW, UNDERFLOW, Chunk
 from cipm.statistics.samples import refuse_nonfinite, too_large
-from cipm.statistics.triangle import FLUSH_ROWS, panels, triangle_words
+from cipm.statistics.triangle import FLUSH_ROWS, add_columns, panels, triangle_words
 
 CHUNK_ROWS = 8192  # long enough for the device's full rate, short enough for float32 sums
 
@@ -97,7 +97,7 @@ class TorchProducts:
     def flush(self, triangle: np.ndarray, *, keep: bool = True) -> None:
         """Add what was gathered to the triangle and start anew; give the memory back unless `keep`."""
         if self.rows:
-            triangle += self._sum
+            add_columns(triangle[None], self._sum[None])
         self.rows = 0
         if not keep:
             self._sum = None

@@ -51,6 +51,15 @@ def _add_outer(columns, factors, weighted):
                 target[i] += weight * given[i]
 
 
+@compiled
+def add_columns(columns, given):
+    """Add columns of products to those of a panel; numpy would first copy them to the wider type, piece by piece."""
+    for column in range(columns.shape[0]):
+        target, source = columns[column], given[column]
+        for i in range(target.size):
+            target[i] += source[i]
+
+
 def diagonal(triangle: np.ndarray, units: int) -> np.ndarray:
     """Return the diagonal [units] of the symmetric matrix."""
     return np.concatenate([panel.diagonal() for _, _, panel in panels(triangle, units)])
@@ -140,7 +149,7 @@ class Products:
         """Add what was gathered to the triangle and start anew; give the memory back unless `keep`."""
         if self.rows:
             for first, end, panel in panels(triangle, self.units):
-                np.add(panel, self._sum[first:, first:end], out=panel)
+                add_columns(panel.T, self._sum.T[first:end, first:])
         self.rows = 0
         if not keep:
             self._sum = None
