@@ -29,8 +29,8 @@ COLLECTING = ("batch_rows", "positions", "max_width", "statistics_memory", "shar
 SEGMENT_ROWS, MOST_SEGMENTS = 2048, 64
 
 STAGES: dict[str, Stage] = {
-    "open": Stage(2, (MODEL,)),
-    "discover": Stage(5, ("open",), ("seed", "proof_draws")),
+    "open": Stage(3, (MODEL,)),
+    "discover": Stage(6, ("open",), ("seed", "proof_draws")),
     "probe": Stage(1, (PROBE, "open"), ("max_rows",)),
     "shard": Stage(1, ("open", "discover", "probe"), COLLECTING, ("shard",)),
     "collect": Stage(3, ("open", "discover", "probe"), COLLECTING),

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
 
 from cipm.errors import CipmError, UnsupportedModel
 from cipm.load.huggingface_classes import EXPORT
@@ -21,8 +22,25 @@ from cipm.load.retrace import export_program, functional, tidy
 from cipm.trace import Graph
 
 STEPWISE = "Attention is traced step by step, as torch cannot trace it whole."
+CHUNKED = 1000
+"""How many operations of a model may follow, with free lengths, once a length was rounded up to whole chunks. Torch takes 20
+to 60 ms for each of them; beyond this the lengths are fixed. Counted, not timed, so that every machine gives the same graph."""
 _BY_PRODUCTS = ("encoder_last_hidden_state",)
 """Outputs of a model with a head that are no result of its own."""
+
+
+class _Bounded(TorchFunctionMode):
+    """Count operations from the first result on whose size holds a remainder; raise beyond CHUNKED."""
+
+    count = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.count += bool(self.count) or any(isinstance(n, torch.SymInt) and "Mod(" in str(n) for n in result.shape)
+            if self.count > CHUNKED:
+                raise UnsupportedModel("The model works in chunks of its lengths, which torch cannot trace in good time.")
+        return result
 
 
 class _Tensors(torch.nn.Module):
@@ -30,13 +48,14 @@ class _Tensors(torch.nn.Module):
 
     def __init__(self, model: Any, names: Iterable[str]):
         super().__init__()
-        self.model = model
+        self.model, self.bound = model, _Bounded()
         self.forward = lambda **inputs: self._tensors(inputs)
         keyword = inspect.Parameter.KEYWORD_ONLY
         self.forward.__signature__ = inspect.Signature([inspect.Parameter(name, keyword) for name in names])
 
     def _tensors(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        output = self.model(**inputs)
+        with self.bound:
+            output = self.model(**inputs)
         if isinstance(output, torch.Tensor):
             return (output,)
         if isinstance(output, dict):
@@ -51,17 +70,20 @@ def trace(model: Any, dtype: torch.dtype) -> tuple[Graph, dict[str, torch.Tensor
     Raises UnsupportedModel with torch's reason where no inputs that are known here can be traced.
     """
     failure: CipmError | None = None
+    chunked = False
     for samples, note in _attempts(model, dtype):
+        tensors = _Tensors(model, samples).eval()
         try:
             with _unchecked_distributions(), _own_caches(model):
-                graph, constants = functional(export_program(_Tensors(model, samples).eval(), samples), samples)
+                graph, constants = functional(export_program(tensors, samples), samples)
         except CipmError as error:
             failure = failure or error
+            chunked |= tensors.bound.count > CHUNKED
             continue
         constants = {key.removeprefix("model."): tensor for key, tensor in constants.items()}
         bounds = {name: {"shape": list(s.shape), "dynamic": {str(axis): list(b) for axis, b in s.dynamic.items()}}
                   for name, s in samples.items()}
-        return _named(graph), constants, bounds, _notes(graph, note)
+        return _named(graph), constants, bounds, [*([note] if note else []), *_fixed(graph, chunked)]
     raise failure or UnsupportedModel(f"{type(model).__name__} takes none of the inputs that are known here.",
                                       where="architectures", fix=EXPORT)
 
@@ -130,9 +152,13 @@ def _named(graph: Graph) -> Graph:
     return tidy(Graph(graph.inputs, graph.tensors, constants, graph.nodes, outputs))
 
 
-def _notes(graph: Graph, note: str | None) -> list[str]:
-    notes = [note] if note else []
+def _fixed(graph: Graph, chunked: bool) -> list[str]:
+    """Say what had to be fixed."""
+    notes = []
     fixed = [f"{i.name} {list(i.shape)}" for i in graph.inputs if i.shape and not isinstance(i.shape[0], str)]
     if fixed:
         notes.append(f"The model is traced for a fixed batch: torch cannot leave it open ({', '.join(fixed)}).")
+    if chunked:
+        notes.append("The model is traced for fixed lengths: it works in chunks of them, and torch takes very long to trace it "
+                     f"for any length ({', '.join(f'{i.name} {list(i.shape)}' for i in graph.inputs)}).")
     return notes

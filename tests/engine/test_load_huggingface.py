@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from sample_models import HUB, as_zip, hub_class, hub_input, save_hub
 
 from cipm.errors import CorruptFile, UnsupportedModel
-from cipm.load import describe, load
+from cipm.load import describe, huggingface_trace, load
 from cipm.load.archive import open_source
 from cipm.load.checkpoint import LazyTensors
 from cipm.load.huggingface import read_upload
@@ -231,3 +231,12 @@ def test_every_type_has_a_class_and_a_schema() -> None:
                                             ("bos_token_id", 2**31)])
 def test_integers_have_bounds_by_what_they_count(key: str, bound: int) -> None:
     assert largest(key) == bound
+
+
+def test_lengths_are_fixed_where_chunks_of_free_ones_take_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_trace, "CHUNKED", 20)
+    save(by_name("mamba2:Mamba2ForCausalLM"), tmp_path)
+    checkpoint = load(tmp_path)
+    assert [item.shape for item in checkpoint.graph.inputs] == [("batch", 8)]
+    note, = checkpoint.origin["notes"]
+    assert note.startswith("The model is traced for fixed lengths: it works in chunks of them") and "['batch', 8]" in note

@@ -20,6 +20,7 @@ from cipm.load.symbols import evaluate, parse
 from cipm.symmetry import discover_groups, prove
 from cipm.trace import from_json, run, to_json
 
+
 class Standardised(nn.Module):
     """A convolution whose filters have mean 0 and variance 1, by a batch norm over the weight."""
 
