@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from cipm.errors import CipmError, UnsupportedModel
+from cipm.load.rewrite import rewrite
 from cipm.trace import Graph, Input, Node, from_exported
 
 _CHECKS = re.compile(r"aten\.(_assert_|_functional_assert_|sym_constrain_range|_functional_sym_constrain)")
@@ -57,14 +58,19 @@ def export_program(module: torch.nn.Module, samples: Mapping[str, Sample], *, ar
 def functional(program: torch.export.ExportedProgram, samples: Mapping[str, Sample],
                ) -> tuple[Graph, dict[str, torch.Tensor]]:
     """Return the functional graph of a program, tidied and with named sizes, and its constants."""
+    if not rewrite(program):
+        program = _decomposed(program)
+    graph, _, constants = from_exported(program)
+    return _short_constants(name_sizes(tidy(graph), samples), constants)
+
+
+def _decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            decomposed = program.run_decompositions({})
+            return program.run_decompositions({})
         except Exception as error:  # as above
             raise _untraceable(error) from error
-    graph, _, constants = from_exported(decomposed)
-    return _short_constants(name_sizes(tidy(graph), samples), constants)
 
 
 def tidy(graph: Graph) -> Graph:
