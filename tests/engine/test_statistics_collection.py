@@ -226,7 +226,8 @@ def test_the_plan_keeps_to_its_memory_and_names_what_does_not_fit():
 
 def test_tap_bytes_bound_what_is_used():
     units = 700
-    one, x = Covariance.create(units, threads="torch"), np.random.default_rng(0).standard_normal((2000, units)).astype(np.float32)
+    one = Covariance.create(units, threads="torch")
+    x = np.random.default_rng(0).standard_normal((2000, units)).astype(np.float32)
     words = one.update(x)._live
     used = words.triangle.nbytes + words._products._sum.nbytes + words._centring.buffer.nbytes
     profile = Profile.create(units, classes=10).state()
