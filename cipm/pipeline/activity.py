@@ -30,12 +30,14 @@ def activity_facts(statistics: StoredStatistics, tap: Tap) -> dict[str, Any] | N
 
     {rows, samples, range: [lower|null, upper|null], dead, never_active, saturated: [unit], extreme: [share] (of samples at an
     end of the range), mean, sd, low, high: [number], quantiles: {"0.05": [number], …}, classes: null | {count, rows,
-    selectivity: [η²], preferred: [class], chance}}. Means and deviations are over all samples; low, high, quantiles and
-    `extreme` over one sample of every row; classes over the rows' means.
+    samples, of: "rows"|"positions", selectivity: [η²], preferred: [class], chance}, classes_words: [why there are none, or
+    not of all rows]}. Means and deviations are over all samples; low, high, quantiles and `extreme` over one sample of every
+    row; classes over the rows' means where rows have labels (`of`: `rows` of them), and over all samples where positions
+    have (`rows` is null). Positions of a row are alike, so that `chance` (for independent samples) is then too low.
     """
     if tap.key not in statistics:
         return None
-    whole, profile = statistics[tap.key].whole, statistics.profile(tap.key)
+    whole, profile, labels = statistics[tap.key].whole, statistics.profile(tap.key), statistics.facts(tap.key)["labels"]
     idle, ends = profile.finalise(), profile.activity.range
     deviation = np.sqrt(whole.variance) if whole.samples > 1 else np.zeros(whole.units)
     return {"rows": statistics[tap.key].rows, "samples": profile.samples, "range": [ends.lower, ends.upper],
@@ -44,23 +46,33 @@ def activity_facts(statistics: StoredStatistics, tap: Tap) -> dict[str, Any] | N
             "mean": whole.mean.tolist(), "sd": deviation.tolist(),
             "low": profile.histogram.low.tolist(), "high": profile.histogram.high.tolist(),
             "quantiles": {str(share): profile.histogram.quantile(share).tolist() for share in QUANTILES},
-            "classes": _classes(profile.classes)}
+            "classes": _classes(profile.classes, labels["of"]), "classes_words": labels["words"]}
 
 
 def class_means(statistics: StoredStatistics, tap: Tap) -> np.ndarray | None:
-    """Return the mean activation [classes, units] of each class over its rows, or None where rows have no classes.
+    """Return the mean activation [classes, units] of each class over its rows or positions, or None without classes.
 
-    A class without rows has zeros.
+    A class without samples has zeros.
     """
     classes = statistics.profile(tap.key).classes if tap.key in statistics else None
     return None if classes is None or not classes.samples else classes.finalise()
 
 
 def class_labels(labels: torch.Tensor | None) -> np.ndarray | None:
-    """Return the class [rows] of each row (negative: none), or None where the labels are not one class for each row."""
-    if labels is None or labels.ndim != 1 or labels.is_floating_point() or not len(labels):
-        return None
-    return labels.numpy() if 0 <= int(labels.max()) < MOST_CLASSES else None
+    """Return the classes [rows] or [rows, positions…] (negative: none), or None where labels are no classes, or too many."""
+    return None if labels is None or why_no_classes(labels) else labels.numpy()
+
+
+def why_no_classes(labels: torch.Tensor) -> str | None:
+    """Return in words why there are no statistics by class with these labels, or None where there are."""
+    if labels.is_floating_point():
+        return "There are no statistics by class: the labels are numbers, not classes."
+    if not labels.numel() or int(labels.max()) < 0:
+        return "There are no statistics by class: no label is 0 or more, and negative ones belong to no class."
+    if int(labels.max()) >= MOST_CLASSES:
+        return (f"There are no statistics by class: labels reach {int(labels.max()):,}, and classes are told apart up to "
+                f"{MOST_CLASSES - 1:,}.")
+    return None
 
 
 def activation_ranges(graph: Graph, values: Iterable[str]) -> dict[str, ActivationRange]:
@@ -83,12 +95,13 @@ def _range(made: Mapping[str, Node], value: str) -> ActivationRange | None:
     return None
 
 
-def _classes(classes: Any) -> dict[str, Any] | None:
+def _classes(classes: Any, of: str | None) -> dict[str, Any] | None:
     if classes is None or not classes.samples:
         return None
     present = int((classes.counts > 0).sum())
-    return {"count": present, "rows": classes.samples, "selectivity": classes.selectivity().tolist(),
-            "preferred": classes.preferred().tolist(), "chance": min(1.0, (present - 1) / max(classes.samples - 1, 1))}
+    return {"count": present, "rows": classes.samples if of == "rows" else None, "samples": classes.samples, "of": of,
+            "selectivity": classes.selectivity().tolist(), "preferred": classes.preferred().tolist(),
+            "chance": min(1.0, (present - 1) / max(classes.samples - 1, 1))}
 
 
 def _units(mask: np.ndarray) -> list[int]:

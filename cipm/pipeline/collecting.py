@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cipm.pipeline.activity import activation_ranges, class_labels
+from cipm.pipeline.activity import activation_ranges, class_labels, why_no_classes
 from cipm.pipeline.context import Context, batches, fixed_rows
 from cipm.pipeline.stored import Statistics, StoredStatistics, read_pass, write_pass
 from cipm.stages import segments, shard_rows
@@ -89,8 +89,21 @@ def collection_facts(context: Context) -> dict[str, Any]:
 def collection_notes(context: Context) -> list[str]:
     """Return in sentences what a person should know of how activations were collected."""
     facts = collection_facts(context)
-    said = [text for tap in facts["taps"] for text in (tap["positions"]["words"], *tap["padding"]["words"])]
-    return [facts["words"], *(text for text in dict.fromkeys(said) if text != EVERY_POSITION)]
+    said = [text for tap in facts["taps"]
+            for text in (tap["positions"]["words"], *tap["padding"]["words"], *tap["labels"]["words"])]
+    return [facts["words"], *(text for text in dict.fromkeys(said) if text != EVERY_POSITION), *_label_notes(context)]
+
+
+def _label_notes(context: Context) -> list[str]:
+    labels = context.probe.labels
+    if labels is None:
+        return []
+    if (why_not := why_no_classes(labels)) is not None:
+        return [why_not]
+    sizes = " × ".join(f"{n:,}" for n in labels.shape[1:] if n > 1)
+    return [f"Labels name the class of each of {sizes} positions of a row. Statistics by class take every kept position of a "
+            "class as one sample, where an activation has the same positions (row by row where they are flattened). Negative "
+            "labels belong to no class."] if sizes else []
 
 
 def why_not_collected(context: Context, group: SymmetryGroup) -> str | None:

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from cipm.statistics import HalfSplit, Profile
 from cipm.statistics.collect import Collected
+from cipm.statistics.labels import Labelled
 from cipm.statistics.sampling import sampling_effect
 from cipm.symmetry import Tap
 
@@ -24,7 +25,8 @@ class StoredStatistics(Mapping[str, HalfSplit]):
 
     def __init__(self, folder: Path, memory: int):
         self._folder, self._memory = folder, memory
-        self._at = {tap["key"]: tap["pass"] for tap in json.loads((folder / "statistics.json").read_text())["taps"]}
+        self._facts = {tap["key"]: tap for tap in json.loads((folder / "statistics.json").read_text())["taps"]}
+        self._at = {key: tap["pass"] for key, tap in self._facts.items()}
         self._kept: dict[str, HalfSplit] = {}
 
     def __getitem__(self, key: str) -> HalfSplit:
@@ -38,6 +40,10 @@ class StoredStatistics(Mapping[str, HalfSplit]):
     def profile(self, key: str) -> Profile:
         """Return what each unit does by itself at this tap."""
         return Profile.from_state(_arrays(self._folder, self._at[key], f"{key}/profile/"))
+
+    def facts(self, key: str) -> dict[str, Any]:
+        """Return what statistics.json says of this tap."""
+        return self._facts[key]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._at)
@@ -63,18 +69,20 @@ def _tap_facts(tap: Tap, found: Collected, at: int) -> dict[str, Any]:
     effect = sampling_effect((found.possible - found.padding) / rows, samples / rows)
     return {"key": tap.key, "value": tap.value, "axis": tap.axis, "units": len(tap.index), "pass": at, "rows": rows,
             "samples": samples, "positions": {"there": found.possible // rows, "kept": samples / rows, **effect},
-            "padding": {"samples": found.padding, "words": list(found.said)}}
+            "padding": {"samples": found.padding, "words": list(found.said)},
+            "labels": {"of": found.labels.of, "words": list(found.labels.words)}}
 
 
 def read_pass(folder: Path, at: int) -> dict[str, Collected]:
     """Return what one pass of a stored shard gave."""
-    said = {tap["key"]: tuple(tap["padding"]["words"]) for tap in json.loads((folder / "statistics.json").read_text())["taps"]
-            if tap["pass"] == at}
+    facts = [tap for tap in json.loads((folder / "statistics.json").read_text())["taps"] if tap["pass"] == at]
     found = {}
-    for key, words in said.items():
+    for tap in facts:
+        key, labels = tap["key"], tap["labels"]
         possible, padding = (int(n) for n in _arrays(folder, at, f"{key}/counts/")[""])
         found[key] = Collected(HalfSplit.from_state(_arrays(folder, at, f"{key}/half/")),
-                               Profile.from_state(_arrays(folder, at, f"{key}/profile/")), possible, padding, words)
+                               Profile.from_state(_arrays(folder, at, f"{key}/profile/")), possible, padding,
+                               tuple(tap["padding"]["words"]), Labelled(labels["of"], tuple(labels["words"])))
     return found
 
 

@@ -149,10 +149,10 @@ class ClassMeans:
         Raises InputError as `ClassConditional.update` does.
         """
         labels = checked_labels(labels, len(batch), self.counts.size, self.samples)
-        x = finite_samples(batch, self.within.size, self.samples).astype(np.float64)
+        x = finite_samples(batch, self.within.size, self.samples)
         counts, means = np.bincount(labels, minlength=self.counts.size), np.zeros_like(self.means)
         within = np.zeros_like(self.within)
-        _by_class(x, labels, counts, means, within)
+        _by_class(np.ascontiguousarray(x), labels, counts, means, within)
         return self.merge(ClassMeans(counts, means, within))
 
     def merge(self, other: ClassMeans) -> ClassMeans:
@@ -193,13 +193,13 @@ def _by_class(x, labels, counts, means, within):
         if first[label] < 0:
             first[label] = row
         for unit in range(x.shape[1]):
-            means[label, unit] += x[row, unit] - x[first[label], unit]
+            means[label, unit] += np.float64(x[row, unit]) - np.float64(x[first[label], unit])
     for label in range(counts.size):
         for unit in range(x.shape[1] if counts[label] else 0):
             means[label, unit] = x[first[label], unit] + means[label, unit] / counts[label]
     for row in range(x.shape[0]):
         for unit in range(x.shape[1]):
-            apart = x[row, unit] - means[labels[row], unit]
+            apart = np.float64(x[row, unit]) - means[labels[row], unit]
             within[unit] += apart * apart
 
 

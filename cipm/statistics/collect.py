@@ -13,6 +13,7 @@ from cipm.errors import InputError, ProbeError
 from cipm.statistics.activity import ActivationRange
 from cipm.statistics.covariance import BLOCK_SAMPLES, Covariance
 from cipm.statistics.halves import HalfSplit
+from cipm.statistics.labels import Labelled, Labels, labels_at, with_labels
 from cipm.statistics.profile import Profile
 from cipm.statistics.sampling import GOLDEN, Layout, Padding, real_samples
 from cipm.symmetry.groups import Tap
@@ -26,7 +27,7 @@ class Collected:
     """What was collected at one tap.
 
     `possible` counts the samples that the rows have, `padding` those of them that a mask left out, and
-    `half.samples` those that were kept. `said` is what a person should know of it, in words.
+    `half.samples` those that were kept. `said` is what a person should know of it, in words, and `labels` of its classes.
     """
 
     half: HalfSplit
@@ -34,11 +35,13 @@ class Collected:
     possible: int
     padding: int
     said: tuple[str, ...]
+    labels: Labelled = Labelled()
 
     def merge(self, other: Collected) -> Collected:
         """Return what both shards of the rows gave."""
         return Collected(self.half.merge(other.half), self.profile.merge(other.profile), self.possible + other.possible,
-                         self.padding + other.padding, tuple(dict.fromkeys((*self.said, *other.said))))
+                         self.padding + other.padding, tuple(dict.fromkeys((*self.said, *other.said))),
+                         self.labels.merge(other.labels))
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +51,7 @@ class Rows:
     batch: int
     first: int
     count: int
-    labels: np.ndarray | None
+    labels: Labels | None
     padding: Padding
 
 
@@ -65,8 +68,9 @@ def collect(forward: Forward, taps: Sequence[Tap], batches: Iterable[Mapping[str
     each batch with the rows done.
 
     `start` is the (batch, row) that the first batch begins with, for a shard of a probe set; at the rows `cuts` sums
-    begin anew, so that shards which begin there merge to the same numbers. `labels` [all rows] are classes (negative:
-    none), `ranges` the values that an activation can take, by the name of the value.
+    begin anew, so that shards which begin there merge to the same numbers. `labels` [all rows] or [all rows, positions…] are
+    classes (negative: none), `ranges` the values that an activation can take, by the name of the value. Labels of positions
+    are used at activations that have these positions; of the others `Collected.labels` says why they are not.
 
     The result is keyed by the taps themselves (by identity; taps of the same value, axis and index share one). Raises
     ProbeError where an activation is not finite, naming the value, row and unit, or where there are no rows.
@@ -85,7 +89,9 @@ def collect(forward: Forward, taps: Sequence[Tap], batches: Iterable[Mapping[str
         if row in cuts:
             for stream in streams.values():
                 stream.cut()
-        here[:] = [Rows(batch, row, count, None if labels is None else labels[row:row + count], Padding.of(inputs))]
+        padding = Padding.of(inputs)
+        own = None if labels is None else Labels.of(labels[row:row + count], inputs, padding)
+        here[:] = [Rows(batch, row, count, own, padding)]
         with torch.no_grad():
             forward(inputs, observe)
         batch, row = batch + 1, row + count
@@ -95,7 +101,8 @@ def collect(forward: Forward, taps: Sequence[Tap], batches: Iterable[Mapping[str
 
 @dataclass(frozen=True, eq=False)
 class _Told:
-    """One sample [rows, units] of each row and, where rows have labels, their means [rows, units] and labels [rows]."""
+    """One sample [rows, units] of each row and, where there are labels, means [rows, units] and labels [rows] of rows, or
+    all samples with labels of their positions."""
 
     single: torch.Tensor
     means: np.ndarray | None
@@ -117,6 +124,7 @@ class _Stream:
     possible: int = 0
     padding: int = 0
     said: dict[str, None] = field(default_factory=dict)
+    labels: Labelled = Labelled()
 
     def __post_init__(self) -> None:
         units = len(self.tap.index)
@@ -126,13 +134,15 @@ class _Stream:
     def add(self, activation: torch.Tensor, rows: Rows) -> None:
         """Add the samples of one batch."""
         x, axis = self.tap.seen(activation.detach())
+        merged = axis > 0 and x.shape[0] != rows.count and x.shape[0] % rows.count == 0
         if axis == 0:
             x, axis = x.unsqueeze(0), 1
-        elif x.shape[0] != rows.count and x.shape[0] % rows.count == 0:
+        elif merged:
             x, axis = x.unflatten(0, (rows.count, -1)), axis + 1
         layout = self.layouts.setdefault((*x.shape[1:], axis), Layout(tuple(x.shape), axis, self.tap.index, self.positions))
         theirs = x.shape[0] == rows.count
-        first, labels = (rows.first, rows.labels) if theirs else (rows.batch * x.shape[0], None)
+        first = rows.first if theirs else rows.batch * x.shape[0]
+        labels = self._labels_of(rows, layout, theirs, merged)
         mask, why_not = rows.padding.about(tuple(x.shape), axis) if theirs else (None, None)
         if why_not:
             self.said[why_not] = None
@@ -148,6 +158,14 @@ class _Stream:
         self._describe([one for one in told if one is not None])
         self.rows, self.possible = self.rows + x.shape[0], self.possible + x.shape[0] * layout.there
 
+    def _labels_of(self, rows: Rows, layout: Layout, theirs: bool, merged: bool) -> np.ndarray | None:
+        if rows.labels is None:
+            return None
+        labels, why_not = rows.labels.about(layout, rows=theirs, merged=merged)
+        of = None if labels is None else "rows" if labels.ndim == 1 else "positions"
+        self.labels = self.labels.merge(Labelled(of, (why_not,) if why_not else ()))
+        return labels
+
     def cut(self) -> None:
         """Begin anew: what comes is rounded as in a stream of its own."""
         self._flush()
@@ -158,7 +176,7 @@ class _Stream:
             raise ProbeError("The probe set has no rows.", where=self.tap.value)
         self._flush()
         return Collected(HalfSplit(self.halves[0], self.halves[1], self.rows), self.profile, self.possible, self.padding,
-                         tuple(self.said))
+                         tuple(self.said), self.labels)
 
     def _add(self, half: int, x: torch.Tensor, layout: Layout, numbers: np.ndarray, labels: np.ndarray | None) -> _Told | None:
         """Add the samples of whole rows with these numbers; return what they tell of units, unless they have none."""
@@ -167,7 +185,12 @@ class _Stream:
         if not kept:
             return None
         single = samples[torch.arange(len(x)), torch.from_numpy(_turning(numbers, kept))]
-        means = None if labels is None else (samples.mean(dim=1) if kept > 1 else single).double().cpu().numpy()
+        means = None
+        if labels is not None and labels.ndim > 1:
+            means, labels = with_labels(samples.reshape(-1, samples.shape[2]),
+                                        labels_at(labels, layout, slice(None), layout.chosen))
+        elif labels is not None:
+            means = (samples.mean(dim=1) if kept > 1 else single).double().cpu().numpy()
         own = samples.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
         self._take(half, samples.reshape(-1, samples.shape[2]), np.repeat(numbers, kept) if x.is_cuda else (numbers, kept), own)
         return _Told(single, means, labels)
@@ -182,11 +205,15 @@ class _Stream:
         samples = layout.at(x, row, chosen)
         there, begin, count = np.unique(row, return_index=True, return_counts=True)
         single = samples[torch.from_numpy(begin + _turning(numbers[there], count))]
-        sums = samples.new_zeros((len(there), samples.shape[1]))
-        sums.index_add_(0, torch.from_numpy(np.repeat(np.arange(len(there)), count)).to(samples.device), samples)
-        means = sums.double().cpu().numpy() / count[:, None]
+        means = None
+        if labels is not None and labels.ndim > 1:
+            means, labels = with_labels(samples, labels_at(labels, layout, row, chosen))
+        elif labels is not None:
+            sums = samples.new_zeros((len(there), samples.shape[1]))
+            sums.index_add_(0, torch.from_numpy(np.repeat(np.arange(len(there)), count)).to(samples.device), samples)
+            means, labels = sums.double().cpu().numpy() / count[:, None], labels[there]
         self._take(half, samples, numbers[row], True)
-        return _Told(single, means, None if labels is None else labels[there])
+        return _Told(single, means, labels)
 
     def _describe(self, told: list[_Told]) -> None:
         if not told:

@@ -22,7 +22,7 @@ class Profile:
     """An accumulator of what each unit does by itself: create, update, merge, finalise.
 
     `histogram` and `activity` count one sample of every row, at a position that turns with the row; `classes`, where
-    rows have labels, takes the mean of all kept samples of a row as one sample.
+    rows have labels, takes the mean of all kept samples of a row as one sample; where positions have, every kept sample.
 
     Error: that of `Histogram`, `Activity` (none in the counts) and `ClassMeans` (1e-12). Cost: rows · units; memory
     units · (64 + 3 + classes) float64.
@@ -43,12 +43,12 @@ class Profile:
         return self.histogram.samples
 
     def update(self, single: Any, means: Any = None, labels: Any = None) -> Profile:
-        """Return the accumulator with one sample of each row [rows, units] added, and with the rows' means [rows, units]
-        by class where there are labels [rows]; rows of a negative label belong to no class."""
+        """Return the accumulator with one sample of each row [rows, units] added and, where there are labels [n], with the
+        means of rows, or samples, [n, units] by class; those of a negative label belong to no class."""
         classes = self.classes
         if classes is not None and labels is not None:
-            known = np.flatnonzero(labels >= 0)
-            classes = classes.update(np.asarray(means)[known], labels[known])
+            known = labels >= 0
+            classes = classes.update(means, labels) if known.all() else classes.update(np.asarray(means)[known], labels[known])
         return Profile(self.histogram.update(single), self.activity.update(single), classes)
 
     def merge(self, other: Profile) -> Profile:

@@ -11,7 +11,7 @@ from torch import nn
 
 from cipm.options import parse_options
 from cipm.pipeline import RUN, run_job
-from cipm.pipeline.activity import activity_facts, class_labels, class_means
+from cipm.pipeline.activity import activity_facts, class_labels, class_means, why_no_classes
 from cipm.pipeline.collecting import collection_facts, collection_plan, read_statistics, shard_ranges, why_not_collected
 from cipm.pipeline.context import Context
 from cipm.testing.models import save_pt2
@@ -169,11 +169,15 @@ def activation(checkpoint, inputs, tap):
 
 
 @pytest.mark.parametrize("labels, known", [
-    (None, False), (torch.tensor([0, 1, 2]), True), (torch.tensor([0.0, 1.0]), False), (torch.zeros(3, 2).long(), False),
-    (torch.tensor([5, 70_000]), False), (torch.tensor([-100, 3]), True), (torch.tensor([-1, -1]), False),
+    (None, False), (torch.tensor([0, 1, 2]), True), (torch.tensor([0.0, 1.0]), "numbers, not classes"),
+    (torch.zeros(3, 2).long(), True), (torch.zeros(3, 2, 4).long(), True), (torch.zeros(0).long(), "no label is 0 or more"),
+    (torch.tensor([5, 70_000]), "labels reach 70,000, and classes are told apart up to 999"),
+    (torch.tensor([999]), True), (torch.tensor([[0, 1000]]), "reach 1,000"),
+    (torch.tensor([-100, 3]), True), (torch.tensor([-1, -1]), "no label is 0 or more"),
 ])
 def test_which_labels_are_classes(labels, known):
-    assert (class_labels(labels) is not None) == known
+    assert (class_labels(labels) is not None) == (known is True)
+    assert known is True or labels is None or known in why_no_classes(labels)
 
 
 def test_the_job_of_one_shard_and_its_count(tmp_path):
