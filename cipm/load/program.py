@@ -27,6 +27,7 @@ _KEY = re.compile(r"[A-Za-z0-9_\-]{1,200}(\.[A-Za-z0-9_\-]{1,200}){0,60}\Z")
 _NO_GRAD = "torch.ops.higher_order.wrap_with_set_grad_enabled"
 _INF = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
 EVAL_FIX = "Call model.eval() before torch.export.export and save again."
+STATISTICS_FIX = "Train it with track_running_stats=True, or with a norm of each row by itself (group, layer or instance norm)."
 
 Dim = int | Expression
 
@@ -231,17 +232,24 @@ def _refuse_training(node: Mapping[str, Any], op: str, scope: _Scope) -> None:
     for item in node["inputs"]:
         active = item["name"] in TRAINING_FLAGS and item["arg"].get("as_bool") is True
         drops = item["name"] == "dropout_p" and (item["arg"].get("as_float") or 0) > 0
-        if drops or active and not _standardises_weights(node, op, scope):
+        if active and _without_statistics(node, op, scope):
+            if scope.driven.isdisjoint(refs_in(tuple(_values(node, scope).values()))):
+                continue  # nothing but weights: that is the same in both modes
+            raise UnsupportedModel(f"{op} keeps no running statistics and normalises by those of the batch at hand, in either "
+                                   "mode: each row's result depends on the other rows.", where=op, fix=STATISTICS_FIX)
+        if drops or active:
             raise UnsupportedModel(f"The model was exported in training mode: {op} has {item['name']} on.", where=op,
                                    fix=EVAL_FIX)
 
 
-def _standardises_weights(node: Mapping[str, Any], op: str, scope: _Scope) -> bool:
-    """Tell whether a batch norm without running statistics reads nothing but weights: that is the same in both modes."""
-    values = {item["name"]: _argument(item["arg"], scope) for item in node["inputs"]}
+def _without_statistics(node: Mapping[str, Any], op: str, scope: _Scope) -> bool:
+    values = _values(node, scope)
     return (op in ("aten.batch_norm.default", "aten._native_batch_norm_legit.no_stats")
-            and values.get("running_mean") is None and values.get("running_var") is None
-            and scope.driven.isdisjoint(refs_in(tuple(values.values()))))
+            and values.get("running_mean") is None and values.get("running_var") is None)
+
+
+def _values(node: Mapping[str, Any], scope: _Scope) -> dict[str, Any]:
+    return {item["name"]: _argument(item["arg"], scope) for item in node["inputs"]}
 
 
 def _results(node: Mapping[str, Any], op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], scope: _Scope) -> None:

@@ -258,8 +258,8 @@ def _pins(checkpoint: Checkpoint, structure: Structure, groups: Sequence[Symmetr
     moving = {(place.tensor, place.axis) for group in groups for place in group.places}
     pins = [Pin(key, axis, "none", "", "no op reads this tensor") for key in checkpoint.tensors
             if (key, 0) not in walked.atoms for axis in range(checkpoint.meta(key).ndim)]
-    units = np.zeros(structure.pin.size, bool)
-    units[np.concatenate([np.zeros(0, np.int64), *(family.units for family in families)])] = True
+    units = _marked(structure, [family.units for family in families])
+    moves = _marked(structure, [structure.members(family.units)[1] for family in families])
     for (key, axis), labels in walked.atoms.items():
         classes = structure.class_of[labels.ravel()]
         if (key, axis) in moving:
@@ -267,14 +267,31 @@ def _pins(checkpoint: Checkpoint, structure: Structure, groups: Sequence[Symmetr
             if (held >= 0).any():
                 why = structure.reasons[held[held >= 0][0]]
                 pins.append(Pin(key, axis, why.op, why.node, f"it moves, but not within its units: {why.reason}"))
+            still = classes[~moves[classes]]
+            if still.size:
+                why = _first_reason(structure, still, _ALONE)
+                pins.append(Pin(key, axis, why.op, why.node,
+                                f"{still.size} of its {classes.size} positions may not move: {why.reason}"))
         elif labels.size > 1:
-            reasons = structure.pin[classes]
-            why = structure.reasons[reasons[reasons >= 0][0]] if (reasons >= 0).any() else _DISTINCT
+            why = _first_reason(structure, classes, _DISTINCT)
             pins.append(Pin(key, axis, why.op, why.node, why.reason))
     return tuple(pins)
 
 
+def _marked(structure: Structure, parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Return for every class whether it is in one of the parts."""
+    found = np.zeros(structure.pin.size, bool)
+    found[np.concatenate([np.zeros(0, np.int64), *parts])] = True
+    return found
+
+
+def _first_reason(structure: Structure, classes: np.ndarray, otherwise: Fixed) -> Fixed:
+    reasons = structure.pin[classes]
+    return structure.reasons[reasons[reasons >= 0][0]] if (reasons >= 0).any() else otherwise
+
+
 _DISTINCT = Fixed("none", "", "no two of its positions play the same role")
+_ALONE = Fixed("none", "", "no other position plays the role of one of them")
 
 
 def _movable_share(checkpoint: Checkpoint, groups: Sequence[SymmetryGroup]) -> float:

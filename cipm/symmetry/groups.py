@@ -127,7 +127,7 @@ class SymmetryGroup:
 
 @dataclass(frozen=True)
 class Pin:
-    """An axis that may not move, with the op that pins it, the node's name, and the reason in words."""
+    """An axis, or positions of it, that may not move, with the op that pins it, the node's name, and the reason in words."""
 
     tensor: str
     axis: int

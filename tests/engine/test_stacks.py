@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cipm.errors import CorruptFile
@@ -24,7 +23,6 @@ from cipm.statistics.collect import collect
 from cipm.symmetry import Symmetry, discover_groups, lined_up, prove, random_member, refine, symmetry_from_json
 from cipm.testing.models import quiet
 from cipm.testing.networks import NETWORKS, as_checkpoint
-from cipm.testing.transformers_zoo import by_name, save
 from cipm.trace import run
 
 
@@ -294,20 +292,3 @@ def test_a_plan_whose_view_does_not_fit_is_refused() -> None:
     plan = Plan({("t", View((3, 5), (0, 1))): Permutation.identity(15)}, {})
     with pytest.raises(CorruptFile, match=r"moves 15 positions of axes \[0, 1\] of \[3, 5\] of 't', which does not fit"):
         check_plan(plan, {"t": torch.zeros(4, 5)})
-
-
-@pytest.mark.parametrize("label", ["mixtral:MixtralForCausalLM", "gpt_oss:GptOssForCausalLM"])
-def test_experts_of_transformers_are_ordered_by_themselves(label: str, tmp_path: Path) -> None:
-    save(by_name(label), tmp_path / "model")
-    checkpoint = load(tmp_path / "model")
-    symmetry = prove(checkpoint, discover_groups(checkpoint), draws=1)
-    stacked = [group for group in symmetry.groups if group.stacked]
-    assert [(group.size, group.blocks, group.kind) for group in stacked] == [(192, 4, "units in experts")] * 2
-    assert all(symmetry.group(group.parent).size == 4 for group in stacked) and not symmetry.notes
-    out = export(checkpoint, tmp_path / "model", random_member(symmetry, stacked, np.random.default_rng(1)), None,
-                 tmp_path / "out")
-    one, two = (load_file(folder / "model.safetensors") for folder in (tmp_path / "model", out))
-    assert sum(not torch.equal(one[key], two[key]) for key in one) >= 4
-    restore(out, tmp_path / "back")
-    back = load_file(tmp_path / "back" / "model.safetensors")
-    assert all(torch.equal(one[key], back[key]) for key in one)

@@ -15,9 +15,12 @@ from torch.overrides import TorchFunctionMode
 
 from cipm.export import export, restore
 from cipm.load import Checkpoint, load
+from cipm.load import checkpoint as checkpoints
+from cipm.load.checkpoint import LazyTensors
 from cipm.load.huggingface_classes import model_class
+from cipm.permutation import View
 from cipm.symmetry import Symmetry, discover_groups, prove, random_member
-from cipm.testing.transformers_zoo import ZOO, by_name, save
+from cipm.testing.transformers_zoo import ZOO, build, by_name, save
 
 SPREAD = (
     "albert:AlbertForMaskedLM", "bert:BertForSequenceClassification", "deberta:DebertaForMaskedLM",
@@ -38,9 +41,10 @@ SPREAD = (
     "whisper:WhisperForConditionalGeneration",
     "clip:CLIPModel", "siglip:SiglipModel", "patchtst:PatchTSTForPrediction",
 )
-WRITTEN = ("bert:BertForSequenceClassification", "gpt2:GPT2LMHeadModel", "llama:LlamaForCausalLM", "mixtral:MixtralForCausalLM",
-           "qwen2_moe:Qwen2MoeForCausalLM", "t5:T5ForConditionalGeneration", "resnet:ResNetForImageClassification",
-           "wav2vec2:Wav2Vec2ForCTC")
+WRITTEN = ("bert:BertForSequenceClassification", "gpt2:GPT2LMHeadModel", "llama:LlamaForCausalLM",
+           "t5:T5ForConditionalGeneration", "resnet:ResNetForImageClassification", "wav2vec2:Wav2Vec2ForCTC")
+STACKED = {"mixtral:MixtralForCausalLM": 48, "gpt_oss:GptOssForCausalLM": 48, "qwen2_moe:Qwen2MoeForCausalLM": 24}
+"""Families whose experts lie in stacks, with the units of one expert."""
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +88,8 @@ def test_latent_attention_has_free_heads_units_values_and_latents(opened: Any) -
             "kv_a_proj_with_mqa": (16, 1, {(keys, 0): 1, ("kv_a_layernorm.weight", 0): 1, (pairs, 1): 1}),
         }
         assert any(pin.tensor == layer + queries and "constant of the graph" in pin.reason for pin in symmetry.pins)
+        still, = [pin.reason for pin in symmetry.pins if (pin.tensor, pin.axis) == (layer + keys, 0)]  # all heads' rotary key
+        assert still.startswith("8 of its 24 positions may not move: ") and "constant of the graph" in still
 
 
 @pytest.mark.parametrize("label", WRITTEN)
@@ -98,6 +104,35 @@ def test_reorganised_transformers_computes_the_same(label: str, opened: Any, tmp
         assert float((a - b).abs().max()) <= 1e-10 * float(a.abs().max())
     back = restore(out, tmp_path / "back")
     assert (back / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("label", STACKED)
+def test_shards_with_experts_ordered_by_themselves_stream_out_and_back(label: str, opened: Any, tmp_path: Path,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of Mixtral and Qwen 2 each expert is stored by itself, of gpt-oss all of a layer are one tensor."""
+    _, _, symmetry = opened(label)
+    stacked = [group for group in symmetry.groups if group.stacked]
+    assert len(stacked) == 2 and not symmetry.notes  # one in each layer
+    assert all(group.blocks == symmetry.group(group.parent).size == 4 and group.kind == "units in experts" for group in stacked)
+    assert all(group.size == 4 * STACKED[label] and group.proved for group in stacked)
+    monkeypatch.setattr(checkpoints, "HELD_BYTES", 0)
+    folder = tmp_path / "model"
+    build(by_name(label)).save_pretrained(folder, max_shard_size="40KB")
+    checkpoint = load(folder)
+    assert isinstance(checkpoint.tensors, LazyTensors) and len(list(folder.glob("*.safetensors"))) > 3
+    plan = random_member(symmetry, symmetry.groups, np.random.default_rng(1))
+    assert sum(isinstance(along, View) for _, along in plan.axes) >= 2 * len(stacked)
+    out = export(checkpoint, folder, plan, None, tmp_path / "out")
+    assert sorted(path.name for path in out.iterdir()) == sorted([*(path.name for path in folder.iterdir()), "cipm.json"])
+    before, after = ({key: t for path in where.glob("*.safetensors") for key, t in load_file(path).items()}
+                     for where in (folder, out))
+    assert not any(torch.equal(before[key], after[key]) for key in before if ".experts." in key)
+    inputs = {i.name: _input(i, checkpoint) for i in checkpoint.graph.inputs}
+    for a, b in zip(_outputs(label, folder, inputs), _outputs(label, out, inputs), strict=True):
+        assert float((a - b).abs().max()) <= 1e-10 * float(a.abs().max())
+    back = restore(out, tmp_path / "back")
+    assert sorted(path.name for path in back.iterdir()) == sorted(path.name for path in folder.iterdir())
+    assert all((back / path.name).read_bytes() == path.read_bytes() for path in folder.iterdir())
 
 
 def _input(item: Any, checkpoint: Checkpoint) -> torch.Tensor:
