@@ -2,7 +2,10 @@
 
     python bench/large_models.py [--layers 12] [--hidden 2048]
 
-The model is Llama-shaped in Hugging Face's layout, with random bfloat16 weights written shard by shard to a temporary folder
+First the graph alone of a model with the shapes of Llama 3 8B (meta-llama/Meta-Llama-3-8B, config.json): its 16 GB of weights
+are a hole in a file, which is mapped and never read.
+
+Then a Llama-shaped model in Hugging Face's layout, with random bfloat16 weights written shard by shard to a temporary folder
 (2 GB by default). Each part runs in a process of its own, whose peak resident memory is the kernel's count. Ours opens the
 folder, finds the groups, proves them in float64, reorders all of them at random, certifies that very plan and writes the
 shards; then restores them, which must give every byte back. The peer loads all shards with the safetensors library, permutes
@@ -14,6 +17,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import multiprocessing
 import re
 import tempfile
@@ -24,10 +28,27 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from cipm.load import huggingface
 from cipm.pipeline.commands import reorganize_job, restore_job
+from cipm.symmetry import discover_groups
 
 INDEX = "model.safetensors.index.json"
 MB, GB = 2**20, 1e9
+
+
+def ends(vocabulary: int, hidden: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of what stands before and behind the blocks."""
+    return {"model.embed_tokens.weight": (vocabulary, hidden), "model.norm.weight": (hidden,),
+            "lm_head.weight": (vocabulary, hidden)}
+
+
+def block(hidden: int, wide: int, pairs: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a block's weights."""
+    return {"self_attn.q_proj.weight": (hidden, hidden), "self_attn.k_proj.weight": (pairs, hidden),
+            "self_attn.v_proj.weight": (pairs, hidden), "self_attn.o_proj.weight": (hidden, hidden),
+            "mlp.gate_proj.weight": (wide, hidden), "mlp.up_proj.weight": (wide, hidden),
+            "mlp.down_proj.weight": (hidden, wide), "input_layernorm.weight": (hidden,),
+            "post_attention_layernorm.weight": (hidden,)}
 
 
 def make(folder: Path, layers: int, hidden: int, vocabulary: int) -> int:
@@ -39,14 +60,8 @@ def make(folder: Path, layers: int, hidden: int, vocabulary: int) -> int:
               "head_dim": 64, "vocab_size": vocabulary, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5,
               "rope_theta": 10000.0, "hidden_act": "silu", "tie_word_embeddings": False, "torch_dtype": "bfloat16"}
     (folder / "config.json").write_text(json.dumps(config))
-    ends = {"model.embed_tokens.weight": (vocabulary, hidden), "model.norm.weight": (hidden,),
-            "lm_head.weight": (vocabulary, hidden)}
-    block = {"self_attn.q_proj.weight": (hidden, hidden), "self_attn.k_proj.weight": (pairs, hidden),
-             "self_attn.v_proj.weight": (pairs, hidden), "self_attn.o_proj.weight": (hidden, hidden),
-             "mlp.gate_proj.weight": (wide, hidden), "mlp.up_proj.weight": (wide, hidden),
-             "mlp.down_proj.weight": (hidden, wide), "input_layernorm.weight": (hidden,),
-             "post_attention_layernorm.weight": (hidden,)}
-    shards = [ends, *({f"model.layers.{n}.{key}": shape for key, shape in block.items()} for n in range(layers))]
+    shards = [ends(vocabulary, hidden),
+              *({f"model.layers.{n}.{key}": shape for key, shape in block(hidden, wide, pairs).items()} for n in range(layers))]
     places, size = {}, 0
     for number, shapes in enumerate(shards, 1):
         name = f"model-{number:05}-of-{len(shards):05}.safetensors"
@@ -58,6 +73,38 @@ def make(folder: Path, layers: int, hidden: int, vocabulary: int) -> int:
         size += sum(t.nbytes for t in tensors.values())
     (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": size}, "weight_map": places}))
     return size
+
+
+def make_8b(folder: Path) -> int:
+    """Write a folder with the configuration of Llama 3 8B and a file of zeros that takes no room; return its bytes."""
+    hidden, wide, pairs, vocabulary = 4096, 14336, 1024, 128_256
+    folder.mkdir()
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": hidden, "intermediate_size": wide,
+              "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": vocabulary,
+              "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "hidden_act": "silu",
+              "tie_word_embeddings": False, "torch_dtype": "bfloat16"}
+    (folder / "config.json").write_text(json.dumps(config))
+    shapes = ends(vocabulary, hidden)
+    for number in range(32):
+        shapes |= {f"model.layers.{number}.{key}": shape for key, shape in block(hidden, wide, pairs).items()}
+    header, size = {}, 0
+    for key, shape in shapes.items():
+        start, size = size, size + 2 * math.prod(shape)
+        header[key] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, size]}
+    text = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + size)
+    return size
+
+
+def discovery(model: Path, scratch: Path) -> str:
+    """Open the model and find its groups, from shapes alone."""
+    start = time.perf_counter()
+    checkpoint = huggingface.open(model)
+    opened = time.perf_counter()
+    found = discover_groups(checkpoint)
+    return f"{opened - start:.1f} s to the graph, {time.perf_counter() - opened:.1f} s discovery of {len(found.groups)} groups"
 
 
 def reorganize(model: Path, scratch: Path) -> str:
@@ -131,10 +178,12 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=32_000)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        print(f"{'':32} {'seconds':>8} {'start MiB':>10} {'peak MiB':>10} {'of model':>8}")
+        shapes = Path(folder, "shapes")
+        measure("Llama 3 8B, shapes alone", discovery, shapes, Path(folder), make_8b(shapes))
         model = Path(folder, "model")
         size = make(model, options.layers, options.hidden, options.vocabulary)
-        print(f"{size / GB:.2f} GB in {options.layers + 1} shards, bfloat16")
-        print(f"{'':32} {'seconds':>8} {'start MiB':>10} {'peak MiB':>10} {'of model':>8}")
+        print(f"{size / GB:.2f} GB in {options.layers + 1} shards, bfloat16:")
         for name, job in (("reorganize, proved", reorganize), ("restore", restore), ("peer: load, permute, save", peer)):
             measure(name, job, model, Path(folder), size)
 
