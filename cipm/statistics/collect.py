@@ -185,14 +185,13 @@ class _Stream:
         if not kept:
             return None
         single = samples[torch.arange(len(x)), torch.from_numpy(_turning(numbers, kept))]
-        means = None
+        own = samples.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
+        flat, means = samples.reshape(-1, samples.shape[2]), None
         if labels is not None and labels.ndim > 1:
-            means, labels = with_labels(samples.reshape(-1, samples.shape[2]),
-                                        labels_at(labels, layout, slice(None), layout.chosen))
+            means, labels = with_labels(flat, labels_at(labels, layout, slice(None), layout.chosen), copy=own)
         elif labels is not None:
             means = (samples.mean(dim=1) if kept > 1 else single).double().cpu().numpy()
-        own = samples.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
-        self._take(half, samples.reshape(-1, samples.shape[2]), np.repeat(numbers, kept) if x.is_cuda else (numbers, kept), own)
+        self._take(half, flat, np.repeat(numbers, kept) if x.is_cuda else (numbers, kept), own)
         return _Told(single, means, labels)
 
     def _add_real(self, half: int, x: torch.Tensor, mask: np.ndarray, layout: Layout, numbers: np.ndarray,
@@ -207,7 +206,7 @@ class _Stream:
         single = samples[torch.from_numpy(begin + _turning(numbers[there], count))]
         means = None
         if labels is not None and labels.ndim > 1:
-            means, labels = with_labels(samples, labels_at(labels, layout, row, chosen))
+            means, labels = with_labels(samples, labels_at(labels, layout, row, chosen), copy=True)
         elif labels is not None:
             sums = samples.new_zeros((len(there), samples.shape[1]))
             sums.index_add_(0, torch.from_numpy(np.repeat(np.arange(len(there)), count)).to(samples.device), samples)

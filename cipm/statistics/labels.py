@@ -74,10 +74,13 @@ def labels_at(labels: np.ndarray, layout: Layout, rows: np.ndarray | slice, samp
     return labels[rows, samples // (layout.there // labels.shape[1])].ravel()
 
 
-def with_labels(samples: torch.Tensor, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return copies of those samples [samples, units] that have a class, and their classes [samples]."""
+def with_labels(samples: torch.Tensor, labels: np.ndarray, *, copy: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return those samples [samples, units] that have a class, and their classes [samples]; with `copy`, never the memory of
+    `samples` itself."""
     known = np.flatnonzero(labels >= 0)
-    return on_host(as_samples(samples[torch.from_numpy(known).to(samples.device)])), labels[known]
+    if copy or known.size < len(labels):
+        samples = samples.index_select(0, torch.from_numpy(known).to(samples.device))
+    return on_host(as_samples(samples)), labels[known]
 
 
 def _fit(wanted: tuple[int, ...], there: tuple[int, ...]) -> bool:
