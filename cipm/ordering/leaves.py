@@ -21,7 +21,7 @@ def leaf_order(merges: np.ndarray, distances: np.ndarray) -> np.ndarray:
     if n < 3:
         return np.arange(n)
     leaves, splits = _layout(merges, n)
-    close = np.ascontiguousarray(distances[np.ix_(leaves, leaves)], dtype=np.float32)
+    close = _arranged(np.ascontiguousarray(distances, dtype=np.float32), leaves)
     best = _best_paths(close, splits)
     return leaves[_trace(close, best, splits)]
 
@@ -42,6 +42,17 @@ def _layout(merges: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     inner = np.arange(n, 2 * n - 1)
     left, right = merges[:, 0].astype(np.int64), merges[:, 1].astype(np.int64)
     return leaves, np.stack([start[inner], middle[inner], start[inner] + sizes[inner], middle[left], middle[right]], 1)
+
+
+@compiled
+def _arranged(distances, leaves):  # pragma: no cover  (compiled)
+    """Return the distances [n, n] with rows and columns in the order of the leaves."""
+    result = np.empty_like(distances)
+    for i in range(leaves.size):
+        row = distances[leaves[i]]
+        for j in range(leaves.size):
+            result[i, j] = row[leaves[j]]
+    return result
 
 
 @compiled

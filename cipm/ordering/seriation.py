@@ -93,7 +93,9 @@ def linked(n: int, method: str, distances: Callable[[slice], np.ndarray]) -> tup
         for i, row in enumerate(strip, start=start):
             condensed[at:at + n - 1 - i] = row[i + 1:]
             at += n - 1 - i
-    return fastcluster.linkage(condensed, method=method, preserve_input=False), close
+    merges = np.empty((n - 1, 4))
+    fastcluster.linkage_wrap(n, condensed, merges, fastcluster.mthidx[method])  # `linkage` itself first copies its input
+    return merges, close
 
 
 def _hanging(merges: np.ndarray, heights: np.ndarray) -> np.ndarray:

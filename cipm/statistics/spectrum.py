@@ -10,6 +10,7 @@ from scipy import linalg
 
 TRACY_WIDOM_99 = 2.0234  # 0.99 quantile of the Tracy–Widom law for real matrices
 EXACT_UNITS = 1024  # up to here a dense eigensolver; beyond, a Krylov basis for the eigenvalues above the edge
+FIRST_ROWS = 256  # rows in which a unit that correlates with any mostly shows it
 BLOCK = 64  # directions by which that basis grows
 TOLERANCE = 1e-3  # residual of a converged eigenpair, relative to its eigenvalue
 Wanted = Callable[[np.ndarray], np.ndarray]  # of eigenvalues, largest first: the mask of those to have
@@ -122,7 +123,11 @@ def _factors(values: np.ndarray, vectors: np.ndarray, live: np.ndarray, units: i
 
 def isolated(correlation: np.ndarray) -> np.ndarray:
     """Return the mask [units] of units that correlate with no other unit (dead units among them)."""
-    return np.abs(correlation).sum(axis=0) <= np.abs(correlation.diagonal())
+    own = np.abs(correlation.diagonal())
+    result = np.abs(correlation[:FIRST_ROWS]).sum(axis=0) <= own  # a few rows clear most units
+    left = np.flatnonzero(result)
+    result[left] = np.abs(correlation[:, left]).sum(axis=0) <= own[left]
+    return result
 
 
 def leading(matrix: np.ndarray, wanted: Wanted) -> tuple[np.ndarray, np.ndarray]:
