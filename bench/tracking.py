@@ -2,7 +2,8 @@
 
 Recall is the share of each unit's true ten strongest correlations that was found, on 256 units drawn at random, whose
 true ones come from all their exact correlations. The exact blocked search is timed beside it (`--exact` runs it to the
-end at every width; otherwise at 8192 units, and its time at other widths is units² / 8192² as long).
+end at every width; otherwise at 8192 units, and its time at other widths is units² / 8192² as long). Every method is
+compared at 8192 units on every kind of activations; at the full width each kind has the method that suits it.
 
 Run: python bench/tracking.py [units samples [--exact]]
 """
@@ -32,6 +33,7 @@ from cipm.statistics import (
 
 K, BATCH = 10, 512
 EXACT_UNITS = 8192
+COMPARED_UNITS = 8192  # every method on every kind of activations up to here; beyond, the one that suits each
 
 
 def clusters(samples: int, units: int) -> np.ndarray:
@@ -57,6 +59,12 @@ def noise(samples: int, units: int) -> np.ndarray:
     return np.random.default_rng(2).standard_normal((samples, units), dtype=np.float32)
 
 
+KINDS = {"clusters": clusters, "rectified": rectified, "noise": noise}
+WAYS = {"projection 128": {"width": 128, "count": 64, "refine": False}, "range 128": {"width": 128, "count": 64},
+        "range 256, 128 candidates": {"width": 256, "count": 128}}
+SUITED = {"clusters": ["projection 128"], "rectified": ["range 128"]}  # what is measured at the full width
+
+
 def batches(x: np.ndarray) -> Callable[[], Iterable[np.ndarray]]:
     return lambda: (x[start:start + BATCH] for start in range(0, len(x), BATCH))
 
@@ -67,23 +75,22 @@ def timed(run: Callable[[], object]) -> tuple[float, object]:
     return time.perf_counter() - start, result
 
 
-def strongest(units: int, samples: int, exact: bool) -> None:
+def strongest(units: int, samples: int, asked: dict[str, list[str]], exact: bool) -> None:
+    """Print seconds and recall of the asked methods on each kind of activations, then the exact search and the memory."""
     print(f"\nstrongest {K} of {units} units, {samples} samples")
     print(f"{'activations':<12}{'method':<34}{'seconds':>9}{'recall':>9}")
-    for draw in (clusters, rectified, noise):
-        x = draw(samples, units)
-        for name, options in [("projection 128", {"width": 128, "count": 64, "refine": False}),
-                              ("range 128", {"width": 128, "count": 64}),
-                              ("range 256, 128 candidates", {"width": 256, "count": 128})]:
-            seconds, found = timed(lambda x=x, o=options: top_neighbours(batches(x), units, K, **o,
-                                                                        generator=np.random.default_rng(0)))
+    for kind, names in asked.items():
+        x = KINDS[kind](samples, units)
+        for name in names:
+            seconds, found = timed(lambda x=x, o=WAYS[name]: top_neighbours(batches(x), units, K, **o,
+                                                                           generator=np.random.default_rng(0)))
             recall = measured_recall(batches(x), found, generator=np.random.default_rng(1))
-            print(f"{draw.__name__:<12}{name:<34}{seconds:>9.1f}{recall:>9.3f}")
+            print(f"{kind:<12}{name:<34}{seconds:>9.1f}{recall:>9.3f}", flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"memory of the process so far, samples ({x.nbytes / 2**30:.1f} GiB) among it: {peak:.1f} GiB")
     part = units if exact else min(units, EXACT_UNITS)
     seconds, _ = timed(lambda: exact_neighbours(x[:, :part], K))
-    print(f"exact, in blocks, {part} units: {seconds:.1f} s; {units} units: {seconds * (units / part)**2:.0f} s")
+    print(f"exact, in blocks, {part} units: {seconds:.1f} s; {units} units: {seconds * (units / part)**2:.0f} s", flush=True)
 
 
 def running(units: int = 256, steps: int = 200, rows: int = 64) -> None:
@@ -156,7 +163,9 @@ def main(units: int = 65_536, samples: int = 2048, exact: bool = False) -> None:
     running()
     interpolated()
     significant()
-    strongest(units, samples, exact)
+    strongest(min(units, COMPARED_UNITS), samples, {kind: list(WAYS) for kind in KINDS}, exact)
+    if units > COMPARED_UNITS:
+        strongest(units, samples, SUITED, exact)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from scipy import linalg
 
 TRACY_WIDOM_99 = 2.0234  # 0.99 quantile of the Tracy–Widom law for real matrices
 EXACT_UNITS = 1024  # up to here a dense eigensolver; beyond, a Krylov basis for the eigenvalues above the edge
+CACHED = 2**18  # numbers in float64 that a processor keeps close
 FIRST_ROWS = 256  # rows in which a unit that correlates with any mostly shows it
 BLOCK = 64  # directions by which that basis grows
 TOLERANCE = 1e-3  # residual of a converged eigenpair, relative to its eigenvalue
@@ -79,11 +80,12 @@ def factors_of_samples(samples: np.ndarray, *, count: int | None = None, residua
     return _factors(values, z.T @ rows / np.sqrt(values), live, samples.shape[1], edge)
 
 
-def _standardised(samples: np.ndarray, rows: int = 256) -> tuple[np.ndarray, np.ndarray]:
+def _standardised(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the samples centred and of unit length in float32 [samples, live units], and which units are live."""
     mean = samples.mean(axis=0, dtype=np.float64)
     z, squares = np.empty(samples.shape, dtype=np.float32), np.zeros(samples.shape[1])
-    for start in range(0, len(samples), rows):  # a few rows at a time: what they need stays in the cache
+    rows = max(CACHED // max(samples.shape[1], 1), 1)  # at a time: what they need stays in the cache
+    for start in range(0, len(samples), rows):
         centred = samples[start:start + rows] - mean
         squares += np.einsum("ij,ij->j", centred, centred)
         z[start:start + rows] = centred
