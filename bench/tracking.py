@@ -1,11 +1,10 @@
 """Tracking against the full matrix in one run: recall of candidates, error of running and interpolated estimates, pairs.
 
 Recall is the share of each unit's true ten strongest correlations that was found, on 256 units drawn at random, whose
-true ones come from all their exact correlations. The exact blocked search is timed beside it (`--exact` runs it to the
-end at every width; otherwise at 8192 units, and its time at other widths is units² / 8192² as long). Every method is
-compared at 8192 units on every kind of activations; at the full width each kind has the method that suits it.
+true ones come from all their exact correlations. The exact blocked search is run to its end beside them. Every method is
+compared at 8192 units on every kind of activations; at the full width two methods on the kinds that have something to find.
 
-Run: python bench/tracking.py [units samples [--exact]]
+Run: python bench/tracking.py [units samples]
 """
 
 from __future__ import annotations
@@ -32,8 +31,7 @@ from cipm.statistics import (
 )
 
 K, BATCH = 10, 512
-EXACT_UNITS = 8192
-COMPARED_UNITS = 8192  # every method on every kind of activations up to here; beyond, the one that suits each
+COMPARED_UNITS = 8192
 
 
 def clusters(samples: int, units: int) -> np.ndarray:
@@ -62,7 +60,7 @@ def noise(samples: int, units: int) -> np.ndarray:
 KINDS = {"clusters": clusters, "rectified": rectified, "noise": noise}
 WAYS = {"projection 128": {"width": 128, "count": 64, "refine": False}, "range 128": {"width": 128, "count": 64},
         "range 256, 128 candidates": {"width": 256, "count": 128}}
-SUITED = {"clusters": ["projection 128"], "rectified": ["range 128"]}  # what is measured at the full width
+AT_FULL_WIDTH = {kind: ["projection 128", "range 128"] for kind in ("clusters", "rectified")}
 
 
 def batches(x: np.ndarray) -> Callable[[], Iterable[np.ndarray]]:
@@ -75,7 +73,7 @@ def timed(run: Callable[[], object]) -> tuple[float, object]:
     return time.perf_counter() - start, result
 
 
-def strongest(units: int, samples: int, asked: dict[str, list[str]], exact: bool) -> None:
+def strongest(units: int, samples: int, asked: dict[str, list[str]]) -> None:
     """Print seconds and recall of the asked methods on each kind of activations, then the exact search and the memory."""
     print(f"\nstrongest {K} of {units} units, {samples} samples")
     print(f"{'activations':<12}{'method':<34}{'seconds':>9}{'recall':>9}")
@@ -86,11 +84,14 @@ def strongest(units: int, samples: int, asked: dict[str, list[str]], exact: bool
                                                                            generator=np.random.default_rng(0)))
             recall = measured_recall(batches(x), found, generator=np.random.default_rng(1))
             print(f"{kind:<12}{name:<34}{seconds:>9.1f}{recall:>9.3f}", flush=True)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"memory of the process so far, samples ({x.nbytes / 2**30:.1f} GiB) among it: {peak:.1f} GiB")
-    part = units if exact else min(units, EXACT_UNITS)
-    seconds, _ = timed(lambda: exact_neighbours(x[:, :part], K))
-    print(f"exact, in blocks, {part} units: {seconds:.1f} s; {units} units: {seconds * (units / part)**2:.0f} s", flush=True)
+    print(f"memory of the process so far, samples ({x.nbytes / 2**30:.1f} GiB) among it: {_peak():.1f} GiB")
+    seconds, _ = timed(lambda: exact_neighbours(x, K))
+    print(f"exact, in blocks: {seconds:.1f} s, memory {_peak():.1f} GiB", flush=True)
+
+
+def _peak() -> float:
+    """Return the most memory that the process had, in GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def running(units: int = 256, steps: int = 200, rows: int = 64) -> None:
@@ -158,17 +159,16 @@ def significant(units: int = 2000, samples: int = 1000) -> None:
           f"({false(some.pairs):.1%} false)")
 
 
-def main(units: int = 65_536, samples: int = 2048, exact: bool = False) -> None:
+def main(units: int = 65_536, samples: int = 2048) -> None:
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     running()
     interpolated()
     significant()
-    strongest(min(units, COMPARED_UNITS), samples, {kind: list(WAYS) for kind in KINDS}, exact)
+    strongest(min(units, COMPARED_UNITS), samples, {kind: list(WAYS) for kind in KINDS})
     if units > COMPARED_UNITS:
-        strongest(units, samples, SUITED, exact)
+        strongest(units, samples, AT_FULL_WIDTH)
 
 
 if __name__ == "__main__":
     sys.path.remove(str(Path(__file__).resolve().parent))  # numba takes bench/coverage.py for the package of that name
-    given = [argument for argument in sys.argv[1:] if argument != "--exact"]
-    main(*map(int, given), exact="--exact" in sys.argv)
+    main(*map(int, sys.argv[1:]))
