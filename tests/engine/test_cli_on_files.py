@@ -74,7 +74,7 @@ def test_analyze_writes_the_report_and_the_arrays(analysis):
         assert {"banded_anti_robinson", "path", "block_contrast"} <= group["orders"][name]["held_out"].keys()
     what = group["whatif"]
     assert len(what["keep"]) == len(what["predicted"]) == len(what["parameters"]) == 25
-    assert [m["keep"] for m in what["measured"]] == [6, 18] and what["measured"][0]["accuracy"] is not None
+    assert [m["keep"] for m in what["measured"]] == [2, 14] and what["measured"][0]["accuracy"] is not None
     assert what["parameters"][24] == report["model"]["parameters"] and what["predicted"][24] == report["baseline"]["loss"]
     assert report["baseline"]["rows"] == 200 == what["measured"][0]["rows"]  # the odd rows; fitted on the even ones
 
