@@ -6,7 +6,7 @@ they are, and planted modules. Seconds are wall time and, after the slash, proce
 
 from __future__ import annotations
 
-import resource
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -172,11 +172,17 @@ def scaling(units: list[int]) -> None:
         labels = np.random.default_rng(0).integers(0, n // 40, n)
         c = correlation([x]).astype(np.float32, copy=False)
         del x
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        Path("/proc/self/clear_refs").write_text("5")  # the kernel's count of the peak starts anew
+        before = resident("VmRSS")
         wall, processor, order = timed(lambda c=c: spectral(c, 4000), 3 if n <= 4096 else 1)
-        memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e6
+        memory = resident("VmHWM") - before
         ours, truth = (scores(c, o).block_contrast for o in (order, Permutation(np.argsort(labels, kind="stable"))))
         print(f"  {n:<6} {wall:7.2f} / {processor:6.2f}   {ours:.4f} {truth:10.4f} {memory:22.2f}", flush=True)
+
+
+def resident(count: str) -> float:
+    """Return one of the kernel's counts of this process's resident memory, in GB."""
+    return int(re.search(rf"{count}:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024 / 1e9
 
 
 def coordination() -> None:
