@@ -6,7 +6,6 @@ Run: python bench/curves.py [UNITS …]      default: 256, 512, 1024, … 16384;
 from __future__ import annotations
 
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from peers.memory import resident
 
 sys.path.remove(str(Path(__file__).resolve().parent))  # numba takes bench/coverage.py for the package of that name
 
@@ -46,11 +46,11 @@ def row(units: int) -> None:
     covariance, gram = matrices(units)
     arguments = {"samples": 2 * units}
     full = timed(lambda: elimination_curve([covariance], [gram], **arguments))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = resident()
     quick = timed(lambda: quick_curve([covariance], [gram], **arguments))
     product = timed(lambda: covariance @ gram)
     print(f"{units:>8} {full[0]:>9.2f} {full[1]:>11.2f} {quick[0]:>9.2f} {product[0]:>10.3f} {full[1] / product[1]:>10.1f} "
-          f"{peak:>9.2f} {peak * 2**30 / (8 * units**2):>10.1f}", flush=True)
+          f"{peak / 2**30:>9.2f} {peak / (8 * units**2):>10.1f}", flush=True)
 
 
 def main(words: Sequence[str]) -> None:

@@ -19,13 +19,13 @@ import hashlib
 import json
 import math
 import multiprocessing
-import re
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from peers.memory import resident
 from safetensors.torch import load_file, save_file
 
 from cipm.load import huggingface
@@ -146,16 +146,9 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def _measured(job: Callable[[Path, Path], str], model: Path, scratch: Path, results: multiprocessing.Queue) -> None:
-    before, start = _peak(), time.perf_counter()
+    before, start = resident(), time.perf_counter()
     said = job(model, scratch)
-    results.put((time.perf_counter() - start, before, _peak(), said))
-
-
-def _peak() -> float:
-    """Return the most bytes that this process had resident (getrusage would count its parent's too)."""
-    found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
+    results.put((time.perf_counter() - start, before, resident(), said))
 
 
 def measure(name: str, job: Callable[[Path, Path], str], model: Path, scratch: Path, size: int) -> None:

@@ -7,7 +7,6 @@ the planted factor it correlates with most: nobody without them can do better.
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from peers.memory import resident
 from sklearn.cluster import HDBSCAN, AgglomerativeClustering, KMeans, SpectralClustering
 from sklearn.metrics import adjusted_rand_score
 
@@ -168,7 +168,7 @@ def main(sizes: list[int]) -> None:
     print("\nscaling: modules of 128 units, correlation 0.2, 4000 samples")
     for units in sizes:
         scaling(units)
-    print(f"  most memory held: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB")
+    print(f"  most memory held: {resident() / 1e9:.1f} GB")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ they are, and planted modules. Seconds are wall time and, after the slash, proce
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import fastcluster
 import numpy as np
 import torch
 import torch.nn.functional as F
+from peers.memory import NOW, forget_peak, resident
 from safetensors.torch import load_file
 from scipy.cluster.hierarchy import leaves_list, optimal_leaf_ordering
 from scipy.spatial.distance import squareform
@@ -172,17 +172,12 @@ def scaling(units: list[int]) -> None:
         labels = np.random.default_rng(0).integers(0, n // 40, n)
         c = correlation([x]).astype(np.float32, copy=False)
         del x
-        Path("/proc/self/clear_refs").write_text("5")  # the kernel's count of the peak starts anew
-        before = resident("VmRSS")
+        forget_peak()
+        before = resident(NOW)
         wall, processor, order = timed(lambda c=c: spectral(c, 4000), 3 if n <= 4096 else 1)
-        memory = resident("VmHWM") - before
+        memory = (resident() - before) / 1e9
         ours, truth = (scores(c, o).block_contrast for o in (order, Permutation(np.argsort(labels, kind="stable"))))
         print(f"  {n:<6} {wall:7.2f} / {processor:6.2f}   {ours:.4f} {truth:10.4f} {memory:22.2f}", flush=True)
-
-
-def resident(count: str) -> float:
-    """Return one of the kernel's counts of this process's resident memory, in GB."""
-    return int(re.search(rf"{count}:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024 / 1e9
 
 
 def coordination() -> None:

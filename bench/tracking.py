@@ -10,13 +10,13 @@ Run: python bench/tracking.py [units samples]
 from __future__ import annotations
 
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+from peers.memory import resident
 
 from cipm.statistics import (
     Interpolated,
@@ -84,14 +84,9 @@ def strongest(units: int, samples: int, asked: dict[str, list[str]]) -> None:
                                                                            generator=np.random.default_rng(0)))
             recall = measured_recall(batches(x), found, generator=np.random.default_rng(1))
             print(f"{kind:<12}{name:<34}{seconds:>9.1f}{recall:>9.3f}", flush=True)
-    print(f"memory of the process so far, samples ({x.nbytes / 2**30:.1f} GiB) among it: {_peak():.1f} GiB")
+    print(f"memory of the process so far, samples ({x.nbytes / 2**30:.1f} GiB) among it: {resident() / 2**30:.1f} GiB")
     seconds, _ = timed(lambda: exact_neighbours(x, K))
-    print(f"exact, in blocks: {seconds:.1f} s, memory {_peak():.1f} GiB", flush=True)
-
-
-def _peak() -> float:
-    """Return the most memory that the process had, in GiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"exact, in blocks: {seconds:.1f} s, memory {resident() / 2**30:.1f} GiB", flush=True)
 
 
 def running(units: int = 256, steps: int = 200, rows: int = 64) -> None:

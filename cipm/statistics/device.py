@@ -34,8 +34,8 @@ class DeviceCentring:
         self.started = True
         self.samples, self.first, self.varies, self.spread = samples, first, varies.copy(), spread.copy()
 
-    def take(self, x: Any) -> Iterator[Chunk]:
-        """Yield x [samples, units] in chunks. Raises InputError naming a value that is not finite."""
+    def take(self, x: Any, *, spend: bool = False) -> Iterator[Chunk]:
+        """Yield x [samples, units] in chunks, never overwritten. Raises InputError naming a value that is not finite."""
         for piece in x.split(CHUNK_ROWS):
             if len(piece):
                 yield self._chunk(piece)

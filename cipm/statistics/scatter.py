@@ -60,7 +60,7 @@ class Scatter:
         x = x.astype(np.float64, copy=False) if self.exact and not on_device(x) else x
         x = x.double() if self.exact and on_device(x) else x
         self._prepare(x)
-        for chunk in self._centring.take(x) if on_device(x) else self._centring.take(x, spend=spend):
+        for chunk in self._centring.take(x, spend=spend):
             self._add(chunk)
 
     def settle(self) -> Scatter:

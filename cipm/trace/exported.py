@@ -19,8 +19,8 @@ Tensors = dict[str, torch.Tensor]
 def from_exported(program: ExportedProgram) -> tuple[Graph, Tensors, Tensors]:
     """Return (graph, stored tensors by key, the graph's own constants by key) of a functional exported program.
 
-    The caller has run `run_decompositions({})`, so that the program is functional ATen with linear, convolution,
-    layer norm, attention and embedding whole. Raises UnsupportedModel where the program changes its buffers or calls
+    The caller has made it functional (`load.retrace.functional`): ATen with linear, convolution, layer norm, attention
+    and embedding whole. Raises UnsupportedModel where the program changes its buffers or calls
     higher-order operators.
     """
     signature = program.graph_signature
