@@ -375,31 +375,3 @@ def test_nothing_was_seen(fresh):
 
 def test_empty_batches_count_nothing(fresh):
     assert fresh.update(np.zeros((0, 3))).samples == 0
-
-
-@pytest.mark.parametrize("units", [1, 70, PANEL, 2 * PANEL + 9])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_products_by_torch_equal_those_by_blas(units, dtype):
-    x = draw(3 * CHUNK_ROWS + 11, units).astype(dtype)
-    x[CHUNK_ROWS:] += 3e3
-    found = [Covariance.create(units, threads=threads) for threads in ("blas", "torch")]
-    for part in np.array_split(x, [40, 50, 2000]):
-        found = [one.update(part) for one in found]
-    assert np.abs(found[0].correlation() - found[1].correlation()).max() < 2e-6
-    np.testing.assert_allclose(found[0].mean, found[1].mean, rtol=1e-9)
-
-
-@pytest.mark.parametrize("threads", ["blas", "torch"])
-def test_samples_that_may_be_overwritten_give_the_same(threads):
-    x = draw(5 * CHUNK_ROWS, 30)
-    kept, spent = x.copy(), x.copy()
-    one, other = Covariance.create(30, threads=threads), Covariance.create(30, threads=threads)
-    for a, b in ((0, 2000), (2000, 2100), (2100, len(x))):
-        one, other = one.update(kept[a:b]), other.update(spent[a:b], spend=True)
-    assert np.array_equal(kept, x) and not np.array_equal(spent, x)
-    assert np.abs(one.correlation() - other.correlation()).max() < 2e-6
-    np.testing.assert_allclose(one.mean, other.mean, atol=1e-7)
-    spent = x.copy()
-    spent[2500, 3] = np.nan
-    with pytest.raises(InputError, match="Sample 2500 has nan at unit 3"):
-        Covariance.create(30, threads=threads).update(spent, spend=True)
