@@ -1,8 +1,9 @@
 """Tracking against the full matrix in one run: recall of candidates, error of running and interpolated estimates, pairs.
 
 Recall is the share of each unit's true ten strongest correlations that was found, on 256 units drawn at random, whose
-true ones come from all their exact correlations. The exact blocked search is run to its end beside them. Every method is
-compared at 8192 units on every kind of activations; at the full width two methods on the kinds that have something to find.
+true ones come from all their exact correlations. The exact blocked search is run to its end beside them. Widths of the
+projection are compared at 8192 units on every kind of activations; the default one is measured at the full width on the
+kinds that have something to find.
 
 Run: python bench/tracking.py [units samples]
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,9 +59,8 @@ def noise(samples: int, units: int) -> np.ndarray:
 
 
 KINDS = {"clusters": clusters, "rectified": rectified, "noise": noise}
-WAYS = {"projection 128": {"width": 128, "count": 64, "refine": False}, "range 128": {"width": 128, "count": 64},
-        "range 256, 128 candidates": {"width": 256, "count": 128}}
-AT_FULL_WIDTH = {kind: ["projection 128", "range 128"] for kind in ("clusters", "rectified")}
+WIDTHS = (128, 512, 1024)
+"""Of the projection; the last is the default."""
 
 
 def batches(x: np.ndarray) -> Callable[[], Iterable[np.ndarray]]:
@@ -73,17 +73,17 @@ def timed(run: Callable[[], object]) -> tuple[float, object]:
     return time.perf_counter() - start, result
 
 
-def strongest(units: int, samples: int, asked: dict[str, list[str]]) -> None:
-    """Print seconds and recall of the asked methods on each kind of activations, then the exact search and the memory."""
+def strongest(units: int, samples: int, kinds: Sequence[str], widths: Sequence[int]) -> None:
+    """Print seconds and recall of each width on these kinds of activations, then the exact search and the memory."""
     print(f"\nstrongest {K} of {units} units, {samples} samples")
-    print(f"{'activations':<12}{'method':<34}{'seconds':>9}{'recall':>9}")
-    for kind, names in asked.items():
+    print(f"{'activations':<12}{'width':>6}{'seconds':>9}{'recall':>9}")
+    for kind in kinds:
         x = KINDS[kind](samples, units)
-        for name in names:
-            seconds, found = timed(lambda x=x, o=WAYS[name]: top_neighbours(batches(x), units, K, **o,
-                                                                           generator=np.random.default_rng(0)))
+        for width in widths:
+            seconds, found = timed(lambda x=x, w=width: top_neighbours(batches(x), units, K, width=w,
+                                                                       generator=np.random.default_rng(0)))
             recall = measured_recall(batches(x), found, generator=np.random.default_rng(1))
-            print(f"{kind:<12}{name:<34}{seconds:>9.1f}{recall:>9.3f}", flush=True)
+            print(f"{kind:<12}{width:>6}{seconds:>9.1f}{recall:>9.3f}", flush=True)
     print(f"memory of the process so far, samples ({x.nbytes / 2**30:.1f} GiB) among it: {resident() / 2**30:.1f} GiB")
     seconds, _ = timed(lambda: exact_neighbours(x, K))
     print(f"exact, in blocks: {seconds:.1f} s, memory {resident() / 2**30:.1f} GiB", flush=True)
@@ -159,9 +159,9 @@ def main(units: int = 65_536, samples: int = 2048) -> None:
     running()
     interpolated()
     significant()
-    strongest(min(units, COMPARED_UNITS), samples, {kind: list(WAYS) for kind in KINDS})
+    strongest(min(units, COMPARED_UNITS), samples, list(KINDS), WIDTHS)
     if units > COMPARED_UNITS:
-        strongest(units, samples, AT_FULL_WIDTH)
+        strongest(units, samples, ["clusters", "rectified"], WIDTHS[-1:])
 
 
 if __name__ == "__main__":

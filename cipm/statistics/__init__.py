@@ -19,13 +19,13 @@ from cipm.statistics.pairs import (
     top_neighbours,
 )
 from cipm.statistics.profile import Profile
-from cipm.statistics.projection import Projection, Range, candidates
+from cipm.statistics.projection import Projection
 from cipm.statistics.quantiles import Quantiles, Spearman
 from cipm.statistics.running import Interpolated, Running
 from cipm.statistics.rv import rv_coefficient
 
 __all__ = ["RANGES", "Accumulator", "ActivationRange", "Activity", "ClassConditional", "ClassMeans", "CoActivation",
            "Covariance", "CrossCovariance", "HalfSplit", "Histogram", "Interpolated", "Means", "Neighbours", "PairCorrelations",
-           "Profile", "Projection", "Quantiles", "Range", "Running", "SignificantPairs", "Spearman", "accumulate", "candidates",
-           "correlation", "correlation_from_covariance", "exact_neighbours", "measured_recall", "rv_coefficient",
-           "significant_of", "significant_pairs", "top_neighbours"]
+           "Profile", "Projection", "Quantiles", "Running", "SignificantPairs", "Spearman", "accumulate", "correlation",
+           "correlation_from_covariance", "exact_neighbours", "measured_recall", "rv_coefficient", "significant_of",
+           "significant_pairs", "top_neighbours"]

@@ -49,14 +49,18 @@ def exact_neighbours(samples: Any, k: int = 10) -> Neighbours:
     in pieces of any length: `PairCorrelations`). Cost: samples · units² / 2 multiply-adds, and one comparison an entry.
     Memory: 4 bytes · samples · units, and a block. Raises InputError as every accumulator does.
     """
-    z = standardised(samples)
-    units = len(z)
+    return strongest(standardised(samples), k)
+
+
+def strongest(factors: np.ndarray, k: int) -> Neighbours:
+    """Return for every unit the k others whose factors [units, width] float32 have the largest products with its own."""
+    units = len(factors)
     best = Neighbours.none(units, k)
     for first in range(0, units, BLOCK_UNITS):
         rows = slice(first, first + BLOCK_UNITS)
         for other in range(first, units, BLOCK_UNITS):
             columns = slice(other, other + BLOCK_UNITS)
-            block = z[rows] @ z[columns].T
+            block = factors[rows] @ factors[columns].T
             if other == first:
                 np.fill_diagonal(block, 0)
             else:

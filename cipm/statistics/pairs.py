@@ -15,8 +15,8 @@ from cipm.statistics.accumulator import accumulate
 from cipm.statistics.covariance import inverse_root
 from cipm.statistics.cross import CrossCovariance
 from cipm.statistics.means import Means
-from cipm.statistics.neighbours import Neighbours, keep_best
-from cipm.statistics.projection import Projection, Range, candidates
+from cipm.statistics.neighbours import Neighbours, keep_best, strongest
+from cipm.statistics.projection import Projection
 from cipm.statistics.samples import finite_samples, need_samples
 
 Correction = Literal["bonferroni", "benjamini-hochberg", "benjamini-yekutieli"]
@@ -107,18 +107,18 @@ def _add_products(x, partners, products):
                 products[unit, place] += total
 
 
-def top_neighbours(batches: Callable[[], Iterable[Any]], units: int, k: int = 10, *, width: int = 128, count: int = 64,
-                   refine: bool = True, generator: np.random.Generator) -> Neighbours:
+def top_neighbours(batches: Callable[[], Iterable[Any]], units: int, k: int = 10, *, width: int = 1024, count: int = 64,
+                   generator: np.random.Generator) -> Neighbours:
     """Return the k strongest correlations of each of very many units, by candidates and exact re-scoring.
 
-    `batches()` gives the same batches [samples, units] at every call: it is read for the projection, for the range (with
-    `refine`) and for the exact correlations of the `count` best candidates. Every correlation returned is exact; that no
-    stronger one was missed is not, so measure it: `measured_recall`. Cost: units² · width for the candidates and
-    samples · units · (3 · width + count); memory units · (2 · width + 2 · count) numbers and a batch.
+    `batches()` gives the same batches [samples, units] at every call: it is read for the projection and for the exact
+    correlations of the `count` best candidates. Every correlation returned is exact; that no stronger one was missed is
+    not, so measure it: `measured_recall`. Where the samples fit into memory and are not many times `width`,
+    `exact_neighbours` takes as long and misses none. Cost: units² · width / 2 for the candidates and samples · units ·
+    (width + count); memory units · (2 · width + 2 · count) numbers and a batch.
     """
-    projection = accumulate(Projection.create(units, width=width, generator=generator), batches())
-    factors = accumulate(Range.create(projection), batches()).finalise() if refine else projection.finalise()
-    chosen = candidates(factors, min(count, units)).units
+    sketch = accumulate(Projection.create(units, width=width, generator=generator), batches()).finalise()
+    chosen = strongest(sketch, min(count, units)).units
     return accumulate(PairCorrelations.create(chosen), batches()).neighbours(k)
 
 

@@ -12,10 +12,8 @@ from cipm.statistics import (
     Interpolated,
     PairCorrelations,
     Projection,
-    Range,
     Running,
     accumulate,
-    candidates,
     correlation,
     exact_neighbours,
     measured_recall,
@@ -90,11 +88,10 @@ def test_exact_neighbours_refuse_in_words(bad, words):
         exact_neighbours(bad)
 
 
-@pytest.mark.parametrize("refine", [True, False])
-def test_top_neighbours_find_nearly_all_and_say_how_many(refine):
+def test_top_neighbours_find_nearly_all_and_say_how_many():
     x = clustered(1200, 1500)
     x[:, 7] = 1
-    found = top_neighbours(batches(x), 1500, 10, width=96, count=60, refine=refine, generator=np.random.default_rng(0))
+    found = top_neighbours(batches(x), 1500, 10, width=96, count=60, generator=np.random.default_rng(0))
     truth = exact_neighbours(x, 10)
     recall = found.recall(truth)
     assert recall >= 0.95 and (found.units[7] == -1).all()
@@ -122,18 +119,6 @@ def test_projection_errs_by_the_root_of_its_width():
         assert 0.6 / width**0.5 < error.std() < 1.2 / width**0.5
 
 
-def test_range_of_few_factors_is_nearly_exact_and_better_than_the_projection():
-    rng = np.random.default_rng(0)
-    x = (rng.standard_normal((1000, 10)) @ rng.standard_normal((10, 300)) + 0.3 * rng.standard_normal((1000, 300)) + 5)
-    c = correlation([x.astype(np.float32)])
-    sketch = accumulate(Projection.create(300, width=32, generator=rng), batches(x.astype(np.float32))())
-    factors = accumulate(Range.create(sketch), batches(x.astype(np.float32))()).finalise()
-    plain = sketch.finalise()
-    upper = np.triu_indices(300, 1)
-    errors = [np.abs((f @ f.T - c)[upper]).mean() for f in (factors, plain)]
-    assert errors[0] < 0.01 and errors[0] < errors[1] / 8
-
-
 def test_projections_of_shards_add_up():
     """Shards have numbers of their own; the sum estimates the same correlation."""
     x = clustered(2000, 100) + np.linspace(0, 50, 2000, dtype=np.float32)[:, None]
@@ -141,15 +126,11 @@ def test_projections_of_shards_add_up():
              for seed, part in enumerate(np.split(x, 2))]
     factors = parts[0].merge(parts[1]).finalise()
     assert np.abs((factors @ factors.T - correlation([x]))[np.triu_indices(100, 1)]).mean() < 1 / 400**0.5
-    shared = accumulate(Projection.create(100, width=50, generator=np.random.default_rng(0)), batches(x)())
-    whole = accumulate(Range.create(shared), batches(x)())
-    halves = [accumulate(Range.create(shared), batches(part)()) for part in np.split(x, 2)]
-    np.testing.assert_allclose(halves[0].merge(halves[1]).image, whole.image, rtol=1e-3, atol=1e-2)
 
 
-def test_candidates_leave_the_unit_itself_out():
+def test_the_search_leaves_the_unit_itself_out():
     factors = np.random.default_rng(0).standard_normal((700, 5)).astype(np.float32)
-    found = candidates(factors, 3)
+    found = blocked.strongest(factors, 3)
     scores = factors @ factors.T
     assert np.array_equal(found.units, strongest(scores, 3))
 
