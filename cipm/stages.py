@@ -29,9 +29,9 @@ COLLECTING = ("batch_rows", "positions", "max_width", "statistics_memory", "shar
 SEGMENT_ROWS, MOST_SEGMENTS = 2048, 64
 
 STAGES: dict[str, Stage] = {
-    "open": Stage(3, (MODEL,)),
+    "open": Stage(4, (MODEL,)),
     "discover": Stage(7, ("open",), ("seed", "proof_draws")),
-    "probe": Stage(1, (PROBE, "open"), ("max_rows",)),
+    "probe": Stage(2, (PROBE, "open"), ("max_rows",)),
     "shard": Stage(2, ("open", "discover", "probe"), COLLECTING, ("shard",)),
     "collect": Stage(4, ("open", "discover", "probe"), COLLECTING),
     "organize": Stage(3, ("open", "discover", "probe", "collect"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -19,18 +20,20 @@ from cipm.load.describe import describe, refuse
 FORMATS: tuple[ModuleType, ...] = (pt2, state_dict, huggingface, onnx)
 
 
-def load(path: str | Path) -> Checkpoint:
+def load(path: str | Path, *, rows: Mapping[str, Sequence[int]] | None = None) -> Checkpoint:
     """Return the checkpoint in a file or folder, its format found by content.
 
-    Raises NotFound, UnknownFormat, RefusedFormat, CorruptFile, UnsupportedModel or LimitExceeded, each with a sentence
-    that says what the file is and what to do.
+    `rows` has the shape of a row of each input. A Hugging Face model is traced for them; other formats say their shapes
+    themselves. Raises NotFound, UnknownFormat, RefusedFormat, CorruptFile, UnsupportedModel or LimitExceeded, each with a
+    sentence that says what the file is and what to do.
     """
     path = Path(path)
     if not path.exists():
         raise NotFound(f"There is no file or folder {path.name!r}.", where=path.name)
     for format in FORMATS:
         if format.match(path):
-            return replace(format.open(path), sha256=content_hash(path))
+            opened = huggingface.open(path, rows) if format is huggingface else format.open(path)
+            return replace(opened, sha256=content_hash(path))
     raise refuse(path)
 
 
@@ -50,8 +53,8 @@ def content_hash(path: Path) -> str:
 class _Callable(ModuleType):
     """The facade's name for the function is the package's own name; this lets both be what people write."""
 
-    def __call__(self, path: str | Path) -> Checkpoint:
-        return load(path)
+    def __call__(self, path: str | Path, *, rows: Mapping[str, Sequence[int]] | None = None) -> Checkpoint:
+        return load(path, rows=rows)
 
 
 sys.modules[__name__].__class__ = _Callable

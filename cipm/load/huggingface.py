@@ -7,7 +7,7 @@ safetensors files, but for what `huggingface_layout` merges. Batch norm in the g
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -47,8 +47,8 @@ def match(path: Path) -> bool:
     return "config.json" in source and ("model.safetensors" in source or INDEX in source)
 
 
-def open(path: Path) -> Checkpoint:
-    """Return the checkpoint of a Hugging Face zip or folder.
+def open(path: Path, rows: Mapping[str, Sequence[int]] | None = None) -> Checkpoint:
+    """Return the checkpoint of a Hugging Face zip or folder, traced for rows of these shapes if they are given.
 
     Raises CorruptFile naming missing and misshapen tensors, UnsupportedModel for a type or class that the installed
     transformers does not have, or that torch cannot trace.
@@ -57,13 +57,13 @@ def open(path: Path) -> Checkpoint:
     layout, model = upload.layout, upload.model
     keys = keys_of_state(layout, model)
     stand_in(model, {name: layout.metas[key] for name, key in keys.items()})
-    graph, constants, samples, notes = trace(model, _float_dtype(layout))
+    graph, constants, traced = trace(model, _float_dtype(layout), rows)
     stored = {value: key.removeprefix("model.") for value, key in graph.tensors.items()}
     graph = replace(graph, tensors={value: keys[key] for value, key in stored.items() if key in keys})
     kind, name = upload.description.kind, upload.description.architecture
     origin = {"model_type": kind, "architecture": name, "files": list(upload.headers),
-              "notes": [*upload.description.notes, *_spare(layout, name), *notes],
-              "merged": bool(layout.merges), "samples": samples,
+              **traced, "notes": [*upload.description.notes, *_spare(layout, name), *traced["notes"]],
+              "merged": bool(layout.merges),
               "buffers": sorted({keys[name] for name, _ in model.named_buffers() if name in keys})}
     return Checkpoint(FORMAT, graph, held(upload.tensors), constants, layout.aliases, origin=origin)
 

@@ -53,6 +53,21 @@ def fewer_sizes(samples: Samples) -> Iterator[Samples]:
     yield {name: replace(s, shape=(1, *s.shape[1:]), dynamic={}) for name, s in samples.items()}
 
 
+def longer(samples: Samples, whole: Samples, length: int) -> Samples:
+    """Return the samples with every axis that may vary in `whole` at least this long, where the model takes so much."""
+    def size(name: str, axis: int, now: int) -> int:
+        most = whole[name].dynamic.get(axis, (None, 0, now))[2] if axis else now
+        return max(now, length if most is None else min(length, most))
+
+    return {name: replace(s, shape=tuple(size(name, *at) for at in enumerate(s.shape))) for name, s in samples.items()}
+
+
+def of_rows(samples: Samples, rows: Mapping[str, Sequence[int]]) -> Samples:
+    """Return the samples with rows of these shapes, of which only the batch may vary."""
+    return {name: replace(s, shape=(s.shape[0], *rows[name]), dynamic={axis: b for axis, b in s.dynamic.items() if not axis})
+            for name, s in samples.items()}
+
+
 def _required(model: Any, name: str) -> bool:
     return inspect.signature(model.forward).parameters[name].default is inspect.Parameter.empty
 

@@ -9,10 +9,10 @@ from typing import Any
 from cipm.allocation import Choice, Sizes, within
 from cipm.errors import OptionError
 from cipm.load import load
-from cipm.load.probe import open_probe
 from cipm.options import parse_options
 from cipm.pipeline.context import Context, Emit
 from cipm.pipeline.discovery import proved_groups
+from cipm.pipeline.lengths import read_with_probe
 from cipm.pipeline.pruning import ROWS_NEEDED, Pruner
 from cipm.pipeline.smaller import write_smaller
 from cipm.pipeline.streams import with_turned_streams
@@ -98,8 +98,7 @@ def prune_job(request: Mapping[str, Any], scratch: Path, emit: Emit) -> dict[str
     `turn_streams`: whether residual streams are turned onto their principal directions first.
     """
     options = parse_options(request["options"])
-    checkpoint = load(request["model"])
-    probe = open_probe(Path(request["probe"]), checkpoint.graph.inputs, max_rows=options.max_rows)
+    checkpoint, probe = read_with_probe(load(request["model"]), request["model"], request["probe"], max_rows=options.max_rows)
     context = Context(request, options, {}, emit, {"checkpoint": checkpoint, "probe": probe})
     context.kept["symmetry"] = proved_groups(context)
     context, turned = with_turned_streams(context) if request["turn_streams"] else (context, [])

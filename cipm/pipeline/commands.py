@@ -12,7 +12,6 @@ import torch
 from cipm.errors import OptionError, UnsupportedModel
 from cipm.export import Form, restore
 from cipm.load import Checkpoint, load
-from cipm.load.probe import open_probe
 from cipm.options import parse_options
 from cipm.ordering import canonical_orders, fingerprint
 from cipm.ordering.matching import match_units
@@ -20,6 +19,7 @@ from cipm.permutation import Permutation
 from cipm.pipeline.context import Context, Emit, batches
 from cipm.pipeline.discovery import proved_groups
 from cipm.pipeline.exporting import write_reorganized
+from cipm.pipeline.lengths import read_with_probe
 from cipm.pipeline.orders import PLAIN_ORDERS, plain_order
 from cipm.symmetry import TOLERANCE, compare, example_inputs, normalise, with_continuous
 from cipm.trace import run
@@ -75,11 +75,10 @@ def restore_job(request: Mapping[str, Any], scratch: Path, emit: Emit) -> dict[s
 
 def verify_job(request: Mapping[str, Any], scratch: Path, emit: Emit) -> dict[str, Any]:
     """Compare two models in float64 on the probe, or on random inputs; return {same, max_abs, max_rel, rows, dtype, inputs}."""
-    first, second = load(request["model"]), load(request["other"])
-    _check_inputs(first, second)
+    first, second, given = _read_both(request)
     max_abs = max_rel = 0.0
     rows = 0
-    for inputs in _comparison_inputs(request, first):
+    for inputs in given:
         outputs = [run(c.graph, c.tensors, c.constants, {i.name: inputs[a.name] for i, a in
                                                          zip(c.graph.inputs, first.graph.inputs, strict=True)},
                        dtype=torch.float64) for c in (first, second)]
@@ -118,11 +117,17 @@ def _own_orders(request: Mapping[str, Any], context: Context) -> dict[str, Permu
     return {group.name: plain_order(context, group, name, canonical) for group in groups}
 
 
-def _comparison_inputs(request: Mapping[str, Any], checkpoint: Checkpoint) -> list[dict[str, torch.Tensor]]:
-    if request["probe"]:
-        probe = open_probe(Path(request["probe"]), checkpoint.graph.inputs, max_rows=parse_options({}).max_rows)
-        return list(batches(probe, checkpoint, 256))
-    return [example_inputs(checkpoint, generator=torch.Generator().manual_seed(draw)) for draw in range(VERIFY_DRAWS)]
+def _read_both(request: Mapping[str, Any]) -> tuple[Checkpoint, Checkpoint, list[dict[str, torch.Tensor]]]:
+    """Return the two models and batches of the probe, or of random rows, that both are given."""
+    first, second = load(request["model"]), load(request["other"])
+    _check_inputs(first, second)
+    if not request["probe"]:
+        draws = (torch.Generator().manual_seed(draw) for draw in range(VERIFY_DRAWS))
+        return first, second, [example_inputs(first, generator=generator) for generator in draws]
+    read, probe = read_with_probe(first, request["model"], request["probe"], max_rows=parse_options({}).max_rows)
+    if read is not first:
+        second = load(request["other"], rows={name: tuple(tensor.shape[1:]) for name, tensor in probe.inputs.items()})
+    return read, second, list(batches(probe, read, 256))
 
 
 def _check_inputs(first: Checkpoint, second: Checkpoint) -> None:

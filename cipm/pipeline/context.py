@@ -23,6 +23,7 @@ from cipm.symmetry import Symmetry, symmetry_from_json
 from cipm.trace import from_json, to_json
 
 Emit = Callable[[dict[str, Any]], None]
+CHECKPOINT, SYMMETRY = "checkpoint.json", "symmetry.json"
 
 
 @dataclass
@@ -37,11 +38,15 @@ class Context:
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
+        if traced := self._traced_anew:
+            return read_checkpoint(self.folders["open"], traced)
         return self.kept.get("checkpoint") or read_checkpoint(self.folders["open"])
 
     @cached_property
     def symmetry(self) -> Symmetry:
-        return self.kept.get("symmetry") or symmetry_from_json(self.read("discover", "symmetry.json"))
+        if self._traced_anew:
+            return symmetry_from_json(self.read("probe", SYMMETRY))
+        return self.kept.get("symmetry") or symmetry_from_json(self.read("discover", SYMMETRY))
 
     @cached_property
     def probe(self) -> Probe:
@@ -59,6 +64,12 @@ class Context:
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the stored tensors on the device of the forward passes."""
         return {key: tensor.to(self.device) for key, tensor in self.checkpoint.tensors.items()}
+
+    @property
+    def _traced_anew(self) -> Path | None:
+        """Return the folder of stage `probe` where the model was traced anew for the probe's lengths."""
+        folder = self.folders.get("probe")
+        return folder if folder and (folder / CHECKPOINT).exists() else None
 
     def read(self, stage: str, name: str) -> Any:
         """Return a JSON file of a finished stage."""
@@ -89,22 +100,31 @@ def fixed_rows(checkpoint: Checkpoint) -> int | None:
 
 def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
     """Write a checkpoint as JSON and safetensors, tensor by tensor."""
+    write_traced(checkpoint, folder)
+    write_tensors(folder / "tensors.safetensors", make_header(metas_of(checkpoint.tensors)), checkpoint.tensors.__getitem__)
+
+
+def write_traced(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write a checkpoint without its tensors."""
     facts = {"format": checkpoint.format, "sha256": checkpoint.sha256, "aliases": dict(checkpoint.aliases),
              "origin": dict(checkpoint.origin), "graph": to_json(checkpoint.graph), "order": list(checkpoint.tensors),
              "parameters": checkpoint.parameters}
-    (folder / "checkpoint.json").write_text(json.dumps(facts))
-    write_tensors(folder / "tensors.safetensors", make_header(metas_of(checkpoint.tensors)), checkpoint.tensors.__getitem__)
+    (folder / CHECKPOINT).write_text(json.dumps(facts))
     save_file({key: t.contiguous() for key, t in checkpoint.constants.items()}, folder / "constants.safetensors")
 
 
-def read_checkpoint(folder: Path) -> Checkpoint:
-    """Read what `write_checkpoint` wrote; the tensors of a large model stay in their file until they are asked for."""
-    facts = json.loads((folder / "checkpoint.json").read_text())
+def read_checkpoint(folder: Path, traced: Path | None = None) -> Checkpoint:
+    """Read what `write_checkpoint` wrote; the tensors of a large model stay in their file until they are asked for.
+
+    `traced` is a folder where `write_traced` wrote all the rest, of another trace of the same model.
+    """
+    traced = traced or folder
+    facts = json.loads((traced / CHECKPOINT).read_text())
     file = Ranges.of_file(folder / "tensors.safetensors")
     stored = lazy_tensors([(file, header_of(file))])
     tensors = held(LazyTensors({key: stored.metas[key] for key in facts["order"]}, stored.__getitem__))
     return Checkpoint(facts["format"], from_json(facts["graph"]), tensors,
-                      load_file(folder / "constants.safetensors"), facts["aliases"], facts["sha256"], facts["origin"])
+                      load_file(traced / "constants.safetensors"), facts["aliases"], facts["sha256"], facts["origin"])
 
 
 def write_probe(probe: Probe, folder: Path) -> None:

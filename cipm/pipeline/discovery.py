@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from cipm.errors import ProbeError
 from cipm.load import load
-from cipm.load.probe import Probe, open_probe
-from cipm.pipeline.context import Context, batches, write_checkpoint, write_probe
+from cipm.load.probe import Probe
+from cipm.pipeline.context import SYMMETRY, Context, batches, write_checkpoint, write_probe, write_traced
+from cipm.pipeline.lengths import read_with_probe
 from cipm.symmetry import Symmetry, discover_groups, index_limits, prove, with_continuous
 from cipm.trace import run
 from cipm.views.structure import write_structure
@@ -23,13 +25,18 @@ def open_model(context: Context, folder: Path) -> None:
 
 def discover(context: Context, folder: Path) -> None:
     """Find the symmetry groups, and the symmetries beside permutations, and prove them in float64."""
-    symmetry = with_continuous(context.checkpoint, proved_groups(context), seed=context.options.seed)
-    payload = symmetry.to_json()
-    (folder / "symmetry.json").write_text(json.dumps(payload))
+    payload = _write_symmetry(context, folder)
     checkpoint = context.checkpoint
     shapes = {key: tuple(checkpoint.meta(key).shape) for key in checkpoint.tensors}
     write_structure(folder, checkpoint.graph, payload, shapes, checkpoint.parameter_keys)
-    context.kept["symmetry"] = symmetry
+
+
+def _write_symmetry(context: Context, folder: Path) -> dict[str, Any]:
+    symmetry = with_continuous(context.checkpoint, proved_groups(context), seed=context.options.seed)
+    context.symmetry = context.kept["symmetry"] = symmetry
+    payload = symmetry.to_json()
+    (folder / SYMMETRY).write_text(json.dumps(payload))
+    return payload
 
 
 def proved_groups(context: Context) -> Symmetry:
@@ -40,9 +47,9 @@ def proved_groups(context: Context) -> Symmetry:
 
 
 def read_probe_file(context: Context, folder: Path) -> None:
-    """Read the probe file, fit it to the model's inputs, and try one batch."""
-    checkpoint, options = context.checkpoint, context.options
-    probe = open_probe(Path(context.request["probe"]), checkpoint.graph.inputs, max_rows=options.max_rows)
+    """Read the probe file, fit it to the model's inputs (or the model's lengths to the probe), and try one batch."""
+    options, request = context.options, context.request
+    checkpoint, probe = read_with_probe(context.checkpoint, request.get("model"), request["probe"], max_rows=options.max_rows)
     _check_indices(probe, index_limits(checkpoint))
     first = next(batches(probe, checkpoint, min(options.batch_rows, 8)), None)
     if first is None:
@@ -51,6 +58,10 @@ def read_probe_file(context: Context, folder: Path) -> None:
                          fix="Give more rows, or export the model with a dynamic batch dimension.")
     run(checkpoint.graph, checkpoint.tensors, checkpoint.constants, first)
     write_probe(probe, folder)
+    if checkpoint is not context.checkpoint:
+        context.checkpoint = context.kept["checkpoint"] = checkpoint
+        write_traced(checkpoint, folder)
+        _write_symmetry(context, folder)
     context.kept["probe"] = probe
 
 

@@ -7,13 +7,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sample_models import HUB, as_zip, hub_class, hub_input, save_hub
 
-from cipm.errors import CorruptFile, UnsupportedModel
-from cipm.load import describe, huggingface_trace, load
+from cipm.errors import CorruptFile, ProbeError, UnsupportedModel
+from cipm.load import Checkpoint, describe, load
 from cipm.load.archive import open_source
 from cipm.load.checkpoint import LazyTensors
 from cipm.load.huggingface import read_upload
@@ -23,7 +24,12 @@ from cipm.load.huggingface_layout import keys_of_state
 from cipm.load.huggingface_model import stand_in
 from cipm.load.huggingface_values import bounded, largest
 from cipm.load.safetensors_file import read_header, read_tensors, write
-from cipm.testing.transformers_zoo import by_name, save
+from cipm.options import parse_options
+from cipm.pipeline import run_job
+from cipm.pipeline.context import Context
+from cipm.pipeline.lengths import read_with_probe
+from cipm.symmetry import symmetry_from_json
+from cipm.testing.transformers_zoo import build, by_name, save
 from cipm.trace import run
 
 
@@ -233,10 +239,51 @@ def test_integers_have_bounds_by_what_they_count(key: str, bound: int) -> None:
     assert largest(key) == bound
 
 
-def test_lengths_are_fixed_where_chunks_of_free_ones_take_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_trace, "CHUNKED", 20)
-    save(by_name("mamba2:Mamba2ForCausalLM"), tmp_path)
-    checkpoint = load(tmp_path)
-    assert [item.shape for item in checkpoint.graph.inputs] == [("batch", 8)]
+@pytest.fixture(scope="module")
+def chunked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Checkpoint]:
+    """Return a Mamba-2 that works in chunks of sixteen tokens."""
+    folder = tmp_path_factory.mktemp("chunked")
+    save(by_name("mamba2:Mamba2ForCausalLM"), folder)
+    return folder, load(folder)
+
+
+def test_lengths_of_a_model_that_works_in_chunks_are_fixed(chunked: tuple[Path, Checkpoint]) -> None:
+    checkpoint = chunked[1]
+    assert [item.shape for item in checkpoint.graph.inputs] == [("batch", 64)]
+    assert checkpoint.origin["lengths"] == {"input_ids": {"1": ["sequence", 1, 2**20]}}
     note, = checkpoint.origin["notes"]
-    assert note.startswith("The model is traced for fixed lengths: it works in chunks of them") and "['batch', 8]" in note
+    assert note == ("The model is traced for fixed lengths (input_ids [batch, 64]): it works in chunks of them, which torch "
+                    "cannot leave open. With a probe of other lengths it is traced and proved anew.")
+
+
+def test_a_model_is_traced_for_the_lengths_of_its_probe(chunked: tuple[Path, Checkpoint], tmp_path: Path) -> None:
+    tokens = torch.randint(0, 99, (4, 32), generator=torch.Generator().manual_seed(0))
+    np.savez(tmp_path / "probe.npz", input_ids=tokens.numpy())
+    events: list[dict[str, Any]] = []
+    request = {"kind": "prepare", "model": str(chunked[0]), "probe": str(tmp_path / "probe.npz"), "options": {"proof_draws": 1}}
+    run_job(request, tmp_path, events.append)
+    folders = {event["stage"]: tmp_path / event["folder"] for event in events if event.get("state") == "done"}
+    later = Context(request, parse_options({}), folders, events.append)  # another process, which has the artefacts alone
+    graph, symmetry = later.checkpoint.graph, later.symmetry
+    assert graph.inputs[0].shape == ("batch", 32) and symmetry.certificate.passed
+    assert "(input_ids [batch, 32])" in symmetry.notes[0]
+    first = symmetry_from_json(later.read("discover", "symmetry.json"))
+    assert [(g.name, g.size) for g in symmetry.groups] == [(g.name, g.size) for g in first.groups] and len(first.groups) > 4
+    with torch.no_grad():
+        expected = build(by_name("mamba2:Mamba2ForCausalLM"))(tokens).logits
+    got = run(graph, later.checkpoint.tensors, later.checkpoint.constants, later.probe.inputs)[0]
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_without_its_file_is_not_traced_anew(chunked: tuple[Path, Checkpoint], tmp_path: Path) -> None:
+    np.save(tmp_path / "probe.npy", np.zeros((4, 32), np.int64))
+    with pytest.raises(ProbeError, match=r"for input_ids \[batch, 64\], and the probe's rows are input_ids \[32\]") as e:
+        read_with_probe(chunked[1], None, tmp_path / "probe.npy", max_rows=9)
+    assert e.value.fix == "Read it for them: cipm.load(path, rows={'input_ids': (32,)})."
+
+
+def test_a_probe_longer_than_the_model_takes_is_refused(chunked: tuple[Path, Checkpoint], tmp_path: Path) -> None:
+    np.save(tmp_path / "probe.npy", np.zeros((1, 2**20 + 1), np.int8))
+    with pytest.raises(ProbeError, match=r"'input_ids' has 1,048,577 positions; the model takes 1 to 1,048,576") as e:
+        read_with_probe(chunked[1], chunked[0], tmp_path / "probe.npy", max_rows=9)
+    assert e.value.fix == "Save rows of another length."
