@@ -23,8 +23,11 @@ class WhatIfSession(Output):
     counts: dict[str, dict[str, Any]] = Field(
         description="parameters, flops, bytes: {fixed, terms: [[size, [{group: share}]]], unit}; value = fixed + Σ size · Π "
                     "over axes of (1 − Σ share · (1 − keep/size of the group)).")
-    whole: dict[str, list[tuple[float, float]]] = Field(
-        description="Whole networks measured, rising: [what the groups' rises are together, measured rise].")
+    whole: dict[str, dict[str, list[tuple[float, float]]]] = Field(
+        description="Whole networks measured, by kind, along the `front` and `off` it, rising: [what the groups' rises are "
+                    "together, measured rise].")
+    frontier: list[tuple[float, float]] = Field(
+        description="Along the front, by rising parameters: [parameters, what the groups' rises are together].")
     points: list[dict[str, Any]] = Field(description="{keep, predicted, measured} of whole networks.")
     power: float = Field(description="What groups lose together is (Σ rise ^ power) ^ (1 / power).")
     band: dict[str, dict[str, Any] | None] = Field(

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from cipm.calibration import Line, Lines, excess, predicted_rise
 from cipm.errors import OptionError
 
 SESSION_FILE = "session.json.gz"
@@ -23,8 +24,6 @@ STEPS = 64
 """Sizes of a group that are looked at on the way from whole to one unit."""
 FRONT_CHOICES = 96
 """Most choices of a front that are listed."""
-LEAST_RISE = 1e-9
-"""Below this a rise counts as none; its logarithm is still a number."""
 TOGETHER = 0.75
 """The power with which what groups lose alone adds up: of 1 where their errors have nothing to do with each other, of ½ where
 they all point the same way. Found on whole networks that were measured (docs/pruning.md)."""
@@ -249,9 +248,10 @@ class Session:
     """What a what-if session predicts with: rises[kind][group] [size + 1] of each group alone, and whole networks measured.
 
     `kinds` are the losses predicted, the one that budgets are spread by first; `baseline` is the whole model's loss;
-    orders[group] are its units, removed first first; whole[kind] holds (`total` of the groups' rises, measured rise); `counts`
-    are quantities by name, `forms` the formats of smaller checkpoints; `power` says how rises add up (`total`). Made from a
-    session file (docs/design.md), or while that comes to be.
+    orders[group] are its units, removed first first; whole[kind] are the lines through networks measured, by their `total`;
+    `counts` are quantities by name, `forms` the formats of smaller checkpoints; `power` says how rises add up (`total`);
+    `frontier` what the front of the first kind of loss loses at how many parameters. Made from a session file
+    (docs/design.md), or while that comes to be.
     """
 
     groups: Mapping[str, Units]
@@ -260,10 +260,11 @@ class Session:
     baseline: float
     rises: Mapping[str, Mapping[str, np.ndarray]]
     orders: Mapping[str, np.ndarray]
-    whole: Mapping[str, Sequence[Sequence[float]]]
+    whole: Mapping[str, Lines]
     counts: Mapping[str, Count]
     forms: Sequence[str] = ()
     power: float = TOGETHER
+    frontier: Line = ()
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Session:
@@ -274,7 +275,7 @@ class Session:
         orders = {group["name"]: np.array(group["removal_order"]) for group in value["groups"]}
         counts = {name: Count.from_json(count, sizes) for name, count in value["counts"].items()}
         return Session(groups, value["unavailable"], tuple(value["kinds"]), value["baseline"]["loss"], rises, orders,
-                       value["whole"], counts, tuple(value["forms"]), value["power"])
+                       value["whole"], counts, tuple(value["forms"]), value["power"], value["frontier"])
 
     def checked(self, keep: Mapping[str, object], locked: Collection[str] = ()) -> dict[str, int]:
         """Return a what-if without the groups that stay whole, in the groups' order. Raises OptionError where a group is not
@@ -308,7 +309,17 @@ class Session:
 
     def predicted(self, keep: Sizes) -> dict[str, float]:
         """Return the predicted rise of every kind of loss."""
-        return {kind: joined(self.whole.get(kind, ()), self.total(kind, keep)) for kind in self.kinds}
+        far = self.excess(keep)
+        return {kind: predicted_rise(self.whole.get(kind, {}), self.total(kind, keep), far) for kind in self.kinds}
+
+    def excess(self, keep: Sizes) -> float:
+        """Return how far off the front a what-if is (`calibration.excess`)."""
+        return excess(self.frontier, self.counts["parameters"](keep), self.total(self.kinds[0], keep))
+
+    def along_front(self) -> list[list[float]]:
+        """Return what choices along the front of parameters have of them and lose together, by rising parameters."""
+        choices = thinned(self.front("parameters"))
+        return [[choice.count, self.total(self.kinds[0], choice.keep)] for choice in choices[::-1]]
 
     def losses(self, keep: Sizes) -> dict[str, float]:
         """Return the predicted KL to the original, where there is one, and the predicted loss itself."""
@@ -342,37 +353,3 @@ def thinned(choices: Sequence[Choice]) -> tuple[Choice, ...]:
     counts = -np.array([choice.count for choice in choices])
     wanted = np.linspace(counts[0], counts[-1], FRONT_CHOICES)
     return tuple(choices[at] for at in np.unique(np.minimum(np.searchsorted(counts, wanted), len(choices) - 1)))
-
-
-def joined(whole: Iterable[Sequence[float]], total: float) -> float:
-    """Return the predicted rise of a network whose groups' rises are `total` together, through whole networks measured.
-
-    `whole` holds (total, measured rise): straight lines in the logarithms of both, outside them in proportion; without any, the
-    total itself. The points are made to rise first (`rising`).
-    """
-    points = rising(whole)
-    if not points or total <= 0:
-        return total
-    x, y = np.log(np.array(points)).T
-    at = np.log(total)
-    return float(np.exp(np.interp(at, x, y) + min(at - x[0], 0) + max(at - x[-1], 0)))
-
-
-def rising(whole: Iterable[Sequence[float]]) -> list[list[float]]:
-    """Return the points that predictions go through: by rising sums, their rises positive and never falling.
-
-    What does not rise is left out, unless nothing does. Where rises fall from one sum to the next, both get their geometric
-    mean, and so on (pool adjacent violators: Ayer et al. 1955, "An empirical distribution function for sampling with incomplete
-    information").
-    """
-    points = sorted((s, r) for s, r in whole if s > 0)
-    points = [(s, r) for s, r in points if r > LEAST_RISE] or [(s, LEAST_RISE) for s, _ in points]
-    pools: list[tuple[float, int]] = []
-    for _, rise in points:
-        level, count = np.log(rise), 1
-        while pools and pools[-1][0] >= level:
-            before, more = pools.pop()
-            level, count = (level * count + before * more) / (count + more), count + more
-        pools.append((level, count))
-    levels = [float(np.exp(level)) for level, count in pools for _ in range(count)]
-    return [[float(s), level] for (s, _), level in zip(points, levels, strict=True)]

@@ -214,7 +214,8 @@ class WhatIfSession(TypedDict):
     groups: list[Json]
     unavailable: dict[str, str]
     counts: dict[str, Json]
-    whole: dict[str, list[list[float]]]
+    whole: dict[str, dict[str, list[list[float]]]]
+    frontier: list[list[float]]
     points: list[Json]
     power: float
     band: dict[str, Json | None]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cipm.allocation import Choice, Sizes, within
+from cipm.allocation import Choice, Sizes, thinned, within
 from cipm.errors import OptionError
 from cipm.load import load
 from cipm.options import parse_options
@@ -18,8 +18,10 @@ from cipm.pipeline.smaller import write_smaller
 from cipm.pipeline.streams import with_turned_streams
 from cipm.pipeline.timing import within_time
 
+FRONT_SHARES = (1 / 3, 2 / 3, 14 / 15)
+"""Where networks along a front are measured that predictions go through: shares of what can go that go."""
 WHOLE_SHARES = (0.7, 0.3, 0.1)
-"""Where whole networks are measured that predictions go through: shares kept of every group."""
+"""Where networks off the front are: shares kept of every group."""
 TRIES = 6
 """Most whole networks that are measured to find the smallest within an allowed loss."""
 WORDS = {"params": "parameters", "flops": "FLOPs"}
@@ -39,7 +41,7 @@ def choose(pruner: Pruner, budget: str, value: float, *, locked: Collection[str]
     if budget == "keep":
         wanted = {**pruner.even(value, locked), **(sizes or {})}
         if any(size < pruner.groups[name].size for name, size in wanted.items()):
-            _calibrate(pruner, locked, sizes)
+            pruner.calibrate({**pruner.even(share, locked), **(sizes or {})} for share in WHOLE_SHARES)
         return wanted, []
     if value <= 0:
         raise OptionError(f"The budget {budget.replace('_', '-')} must be more than 0; it cannot be {value:g}.", where=budget)
@@ -55,12 +57,14 @@ def choose(pruner: Pruner, budget: str, value: float, *, locked: Collection[str]
         chosen = within(choices, value, session.counts[count], session.rises[session.kinds[0]], pruner.groups,
                         what=WORDS[budget])
     if chosen.keep != choices[0].keep:
-        _calibrate(pruner, locked, sizes)
+        pruner.calibrate(along(choices))
     return chosen.keep, notes
 
 
-def _calibrate(pruner: Pruner, locked: Collection[str], sizes: Sizes | None) -> None:
-    pruner.calibrate({**pruner.even(share, locked), **(sizes or {})} for share in WHOLE_SHARES)
+def along(choices: Sequence[Choice]) -> list[Sizes]:
+    """Return the networks of a front that are measured so that predictions along it go through them."""
+    few = thinned(choices)
+    return [few[at].keep for at in sorted({round(share * (len(few) - 1)) for share in FRONT_SHARES} - {0})]
 
 
 def least_within(pruner: Pruner, choices: tuple[Choice, ...], fits: Callable[[Mapping[str, Any]], bool],

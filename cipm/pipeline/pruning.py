@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cipm.allocation import Choice, Count, Session, Sizes, even
+from cipm.calibration import lines
 from cipm.export import forms
 from cipm.pipeline.context import Context
 from cipm.pipeline.refitting import Pruned, Refitter
@@ -132,15 +133,17 @@ class Pruner:
         rises = {kind: {name: self._calibrated(kind, one, one.measured) for name, one in self.alone.items()}
                  for kind in self.kinds}
         orders = {name: one.curve.removal_order for name, one in self.alone.items()}
-        return Session(self.groups, self.reasons, self.kinds, self.base["loss"], rises, orders, {}, self.counts,
-                       forms(self.context.checkpoint))
+        alone = Session(self.groups, self.reasons, self.kinds, self.base["loss"], rises, orders, {}, self.counts,
+                        forms(self.context.checkpoint))
+        return replace(alone, frontier=alone.along_front())
 
     @property
     def session(self) -> Session:
         """Return what predicts, from the groups alone and the whole networks that are to be known."""
         alone = self._alone_only
-        return replace(alone, whole={kind: [(alone.total(kind, point.keep), self._rise(kind, point)) for point in self._known]
-                                     for kind in self.kinds})
+        return replace(alone, whole={
+            kind: lines((alone.total(kind, point.keep), self._rise(kind, point), alone.excess(point.keep))
+                        for point in self._known) for kind in self.kinds})
 
     def predicted(self, sizes: Sizes) -> dict[str, float]:
         """Return the predicted loss, and KL to the original where there is one."""

@@ -7,25 +7,28 @@ from typing import Any
 
 import numpy as np
 
-from cipm.allocation import TOGETHER, Sizes, fewest, nearest, rising, thinned
+from cipm.allocation import TOGETHER, Sizes, fewest, nearest, thinned
 from cipm.export import forms
-from cipm.pipeline.budgets import WHOLE_SHARES, least_within, limits
+from cipm.pipeline.budgets import FRONT_SHARES, WHOLE_SHARES, along, least_within, limits
 from cipm.pipeline.context import Context
 from cipm.pipeline.pruning import ROWS_NEEDED, Point, Pruner
 from cipm.pipeline.reference import LOSSES
 from cipm.pipeline.refitting import Refitter
 
-SCHEMA_VERSION = 2
-CALIBRATING = len(WHOLE_SHARES)
+SCHEMA_VERSION = 3
+ALONG = len(FRONT_SHARES)
+CALIBRATING = ALONG + len(WHOLE_SHARES)
 HELD_BACK = 7
 """Whole networks that predictions are held against: half of them random what-ifs, the others on the way along the front."""
 ALLOWED = (0.001, 0.01, 0.05)
 """Rises of the loss (falls of the accuracy, where there is one) that advice is given for, as shares of the baseline."""
 ADVICE_TRIES = 3
 """Most whole networks measured for each of them, beside those held back."""
+MOST = CALIBRATING + HELD_BACK + len(ALLOWED) * ADVICE_TRIES
+"""Most whole networks measured."""
 WHOLE_FLOPS = 2e13
-"""Work spent on measuring whole networks beside those that predictions go through: some minutes on two cores. A count, not a
-clock, so that the same analysis always gives the same result."""
+"""Work spent on measuring whole networks beside those along the front that predictions go through: some minutes on two cores.
+A count, not a clock, so that the same analysis always gives the same result."""
 UNITS = {"parameters": "parameters", "flops": "floating-point operations of one row (a multiply-add is two)",
          "bytes": "bytes of all stored tensors"}
 FLOOR = 1e-3
@@ -34,29 +37,35 @@ FLOOR = 1e-3
 
 def wholes_planned(context: Context) -> int:
     """Return how many whole networks a session measures at most."""
-    return CALIBRATING + min(HELD_BACK + len(ALLOWED) * ADVICE_TRIES, int(WHOLE_FLOPS / Refitter(context).work))
+    return ALONG + min(MOST - ALONG, int(WHOLE_FLOPS / Refitter(context).work))
 
 
 def session_facts(pruner: Pruner) -> dict[str, Any]:
     """Return the session: measure whole networks for `whole`, others to hold predictions against, and search for advice."""
     facts = {"schema_version": SCHEMA_VERSION, "baseline": _baseline(pruner), "kinds": list(pruner.kinds), "groups": [],
              "unavailable": pruner.reasons, "counts": {}, "whole": {}, "points": [], "band": {}, "fronts": {}, "advice": [],
-             "power": TOGETHER, "forms": list(forms(pruner.context.checkpoint)), "rows": pruner.refitter.reference.rows}
+             "frontier": [], "power": TOGETHER, "forms": list(forms(pruner.context.checkpoint)),
+             "rows": pruner.refitter.reference.rows}
     if not pruner.groups:
         few = pruner.context.probe.used_rows < 4
         why = ROWS_NEEDED if few else "No group of this model can be made smaller."
         return facts | {"notes": [why, *pruner.refitter.reference.notes]}
-    pruner.calibrate(pruner.even(share) for share in WHOLE_SHARES)
+    pruner.calibrate(calibrating(pruner)[:max(ALONG, pruner.wholes)])
     held = [pruner.point(keep) for keep in _held_back(pruner)]
     advice, session = _advice(pruner), pruner.session
     return facts | {
         "groups": [_group(pruner, name) for name in pruner.groups],
         "counts": {name: {**count.to_json(), "unit": UNITS[name]} for name, count in session.counts.items()},
-        "whole": {kind: rising(session.whole[kind]) for kind in pruner.kinds},
+        "whole": session.whole, "frontier": session.frontier,
         "points": [_point(point) for point in pruner.points],
         "band": {kind: _band(pruner, kind, held) for kind in pruner.kinds},
         "fronts": {count: session.listed(pruner.front(count)) for count in ("parameters", "flops")},
         "advice": advice, "notes": _notes(pruner)}
+
+
+def calibrating(pruner: Pruner) -> list[Sizes]:
+    """Return the networks that predictions go through: along the front of parameters, then off it."""
+    return [*along(pruner.front("parameters")), *(pruner.even(share) for share in WHOLE_SHARES)]
 
 
 def _baseline(pruner: Pruner) -> dict[str, Any]:
@@ -124,7 +133,7 @@ def _within(baseline: Mapping[str, Any], measured: Mapping[str, Any], share: flo
 
 
 def _notes(pruner: Pruner) -> list[str]:
-    fewer = pruner.wholes < CALIBRATING + HELD_BACK + len(ALLOWED) * ADVICE_TRIES
+    fewer = pruner.wholes < MOST
     said = [f"At most {pruner.wholes} whole networks were measured, because each is refitted layer by layer."] if fewer else []
     return [*pruner.refitter.notes, *said, *limits(pruner, pruner.groups)]
 

@@ -15,6 +15,18 @@
     return Math.exp(a[1] + ((b[1] - a[1]) * (x - a[0])) / (b[0] - a[0]));
   }
 
+  /* Twice of what the front loses at as many parameters is as far off it as counts (cipm/calibration.py). */
+  const FAR = Math.log(2), LEAST_RISE = 1e-9;
+
+  /* The logarithm of how many times more than the front at this count is lost, at least 0; `frontier` [count, total] rises. */
+  function excess(frontier, count, total) {
+    if (!frontier.length) return 0;
+    const at = frontier.findIndex(([right]) => right >= count), log = (value) => Math.log(Math.max(value, LEAST_RISE));
+    const [a, b] = at < 0 ? [frontier.at(-1), frontier.at(-1)] : [frontier[Math.max(at - 1, 0)], frontier[at]];
+    const share = b[0] > a[0] ? (count - a[0]) / (b[0] - a[0]) : 0;
+    return Math.max(log(total) - log(a[1]) - (log(b[1]) - log(a[1])) * share, 0);
+  }
+
   class WhatIf {
     constructor(session) {
       this.session = session;
@@ -56,16 +68,25 @@
     }
 
     /* ---------- what it is predicted to lose ---------- */
-    rise(kind, sizes) {
+    total(kind, sizes) {
       const { power } = this.session;
       let together = 0;
       for (let at = 0; at < sizes.length; at += 1) together += this.groups[at].rises[kind][sizes[at]] ** power;
-      return joined((this.session.whole || {})[kind] || [], together ** (1 / power));
+      return together ** (1 / power);
+    }
+    /* How far off the front, as a share of what counts. */
+    far(sizes) {
+      return Math.min(excess(this.session.frontier, this.count("parameters", sizes), this.total(this.kinds[0], sizes)) / FAR, 1);
+    }
+    rise(kind, sizes, far = this.far(sizes)) {
+      const { front = [], off = [] } = this.session.whole[kind] || {}, total = this.total(kind, sizes);
+      return total > 0 ? joined(front, total) ** (1 - far) * joined(off, total) ** far : total;
     }
     /* Predicted values with the range that nine of ten held-back networks were in: {kind: {value, low, high, near}}. */
     predicted(sizes) {
+      const far = this.far(sizes);
       return Object.fromEntries(this.kinds.map((kind) => {
-        const base = kind === "loss" ? this.session.baseline.loss : 0, rise = this.rise(kind, sizes);
+        const base = kind === "loss" ? this.session.baseline.loss : 0, rise = this.rise(kind, sizes, far);
         const band = (this.session.band || {})[kind] || null;
         const range = (factor) => (band ? [base + rise / factor, base + rise * factor] : null);
         return [kind, { value: base + rise, rise, range: band && range(band.p90), near: band && range(band.median) }];

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from cipm.allocation import Session, rising
+from cipm.allocation import Session
 from cipm.allocation import write_session as write_session_file
+from cipm.calibration import lines
 
 ALLOWED = (0.001, 0.01, 0.05)
 SHARES = (0.85, 0.6, 0.35, 0.15)
@@ -30,20 +31,23 @@ def session_of(study: Path) -> dict[str, Any]:
     groups = [group(made, baseline["loss"]) for made in report["groups"]]
     shapes = {matrix["tensor"]: (matrix["shape"], matrix["groups"]) for matrix in report["matrices"] if matrix["tensor"]}
     made: dict[str, Any] = {
-        "schema_version": 2, "baseline": baseline, "kinds": ["kl", "loss"], "groups": groups, "whole": {},
+        "schema_version": 3, "baseline": baseline, "kinds": ["kl", "loss"], "groups": groups, "whole": {},
         "rows": baseline["rows"], "unavailable": {"outputs": "its units are the model's answers."},
         "counts": counts(shapes, groups), "points": [],
         "band": {kind: {"median": 1.12, "p90": 1.4, "points": len(SHARES)} for kind in ("kl", "loss")},
-        "fronts": {}, "advice": [], "power": 0.75,
+        "fronts": {}, "advice": [], "power": 0.75, "frontier": [],
         "forms": ["pt2", "onnx", "state_dict"], "notes": ["Measured on rows of the digits."]}
+    made["frontier"] = Session.from_json(made).along_front()
     choices = Session.from_json(made).front("parameters")
     wholes = [choices[round((1 - share) * (len(choices) - 1))].keep for share in SHARES]
     for number, keep in enumerate(wholes):
         point = measured(made, keep, 1 + 0.1 * (number % 3))
         made["points"].append({"keep": dict(keep), "predicted": Session.from_json(made).predicted(keep), "measured": point})
+    session = Session.from_json(made)
     for kind, base in (("kl", 0.0), ("loss", baseline["loss"])):
-        session = Session.from_json(made)
-        made["whole"][kind] = rising([session.total(kind, one["keep"]), one["measured"][kind] - base] for one in made["points"])
+        made["whole"][kind] = lines((session.total(kind, one["keep"]), one["measured"][kind] - base,
+                                     session.excess(one["keep"]))
+                                    for one in made["points"])
     return finished(made)
 
 
