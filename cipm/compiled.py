@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, wraps
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
+
+Part, Result = TypeVar("Part"), TypeVar("Result")
 
 
 class _Compiled:
@@ -18,7 +23,7 @@ class _Compiled:
         from numba import njit  # noqa: PLC0415  (heavy: only a process that computes pays for it)
 
         try:
-            return njit(cache=True, fastmath=True)(self._function)
+            return njit(cache=True, fastmath=True, nogil=True)(self._function)
         except RuntimeError:  # numba finds no folder for its cache
             return self._plain
 
@@ -26,7 +31,7 @@ class _Compiled:
     def _plain(self) -> Callable[..., Any]:
         from numba import njit  # noqa: PLC0415
 
-        return njit(fastmath=True)(self._function)
+        return njit(fastmath=True, nogil=True)(self._function)
 
     def __call__(self, *args: Any) -> Any:
         try:
@@ -40,3 +45,15 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function compiled by numba at its first call (fast floating point: no NaN, no infinity inside)."""
     call = _Compiled(function)
     return wraps(function)(lambda *args: call(*args))
+
+
+def side_by_side(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
+    """Return what `work` makes of each part, worked on in as many threads as torch may use.
+
+    Worth it where compiled loops do the work: they do not hold Python's lock.
+    """
+    threads = min(len(parts), torch.get_num_threads())
+    if threads < 2:
+        return [work(part) for part in parts]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, parts))

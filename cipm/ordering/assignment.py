@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from cipm.compiled import compiled
+from cipm.compiled import compiled, side_by_side
 
 WINDOW = 64  # units reassigned together
+TOGETHER = 16 * WINDOW  # units that one thread places at a time
+COLUMNS = 64  # factors that one thread smooths at a time
 
 
 def assignment_sort(points: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -15,7 +17,7 @@ def assignment_sort(points: np.ndarray, order: np.ndarray) -> np.ndarray:
 
     The points are smoothed along the order over a radius; within windows each unit is assigned to the place whose
     smoothed neighbourhood is nearest; the radius shrinks from an eighth of the units to one. Cost: about 5 log₂(units)
-    rounds of units × factors × WINDOW multiplications, in float32.
+    rounds of units × factors × WINDOW multiplications, in float32, on as many threads as torch may use.
 
     Source: Barthel, Hezel, Jung, Schall, "Improved evaluation and generation of grid layouts using distance preservation
     quality and linear assignment sorting" (2022), in one dimension.
@@ -23,21 +25,34 @@ def assignment_sort(points: np.ndarray, order: np.ndarray) -> np.ndarray:
     points = np.ascontiguousarray(points, dtype=np.float32)
     radius, shift = len(order) / 8, 0
     while radius >= 1:
-        order = _reassign(points, smooth(smooth(points[order], int(radius)), int(radius)), order, shift)
+        order = _reassign(points[order], order, int(radius), shift)
         shift, radius = WINDOW // 2 - shift, radius * 0.8
     return order
 
 
-def _reassign(points: np.ndarray, targets: np.ndarray, order: np.ndarray, shift: int) -> np.ndarray:
-    result, halves = order.copy(), 0.5 * np.square(targets).sum(axis=1)
-    for start in range(-shift, len(order), WINDOW):
-        low, high = max(start, 0), min(start + WINDOW, len(order))
-        if high - low < 2:
-            continue
-        units = order[low:high]
-        taken, places = linear_sum_assignment(points[units] @ targets[low:high].T - halves[low:high], maximize=True)
-        result[low + places] = units[taken]
+def _reassign(points: np.ndarray, order: np.ndarray, radius: int, shift: int) -> np.ndarray:
+    """Return the order after one round; `points` are in the order, windows begin `shift` places before the first unit."""
+    targets = np.empty_like(points)
+    side_by_side(lambda some: _smoothed_twice(points[:, some], radius, targets[:, some]), _slices(points.shape[1], COLUMNS))
+    halves, result = 0.5 * np.einsum("uf,uf->u", targets, targets), order.copy()
+
+    def place(windows: slice) -> None:
+        for start in range(windows.start, windows.stop, WINDOW):
+            run = slice(max(start - shift, 0), min(start - shift + WINDOW, len(order)))
+            worth = points[run] @ targets[run].T
+            units, places = linear_sum_assignment(worth - halves[run], maximize=True)
+            result[run][places] = order[run][units]
+
+    side_by_side(place, _slices(len(order) + shift, TOGETHER))
     return result
+
+
+def _slices(count: int, width: int) -> list[slice]:
+    return [slice(start, min(start + width, count)) for start in range(0, count, width)]
+
+
+def _smoothed_twice(values: np.ndarray, radius: int, into: np.ndarray) -> None:
+    into[:] = smooth(smooth(np.ascontiguousarray(values), radius), radius)
 
 
 @compiled

@@ -20,13 +20,13 @@ def leaf_order(merges: np.ndarray, distances: np.ndarray) -> np.ndarray:
     n = distances.shape[0]
     if n < 3:
         return np.arange(n)
-    leaves, splits = _layout(merges, n)
+    leaves, splits = layout(merges, n)
     close = _arranged(np.ascontiguousarray(distances, dtype=np.float32), leaves)
     best = _best_paths(close, splits)
     return leaves[_trace(close, best, splits)]
 
 
-def _layout(merges: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+def layout(merges: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the leaves from left to right, and per node [start, middle, stop, left's middle, right's middle].
 
     Nodes come in order of merging, children first. A leaf's middle is −1.

@@ -13,10 +13,12 @@ from scipy.stats import rankdata
 from cipm.ordering.assignment import assignment_sort
 from cipm.ordering.leaves import leaf_order
 from cipm.ordering.scores import Scores, scores
-from cipm.ordering.seriation import LEAF_ORDER_UNITS, forward, linked, placed, points_of, seriate_points
+from cipm.ordering.seriation import forward, placed, points_of, seriate_points
+from cipm.ordering.tree import average
 from cipm.permutation import Permutation
 from cipm.statistics.spectrum import Factors, denoise, isolated
 
+MATRIX_UNITS = 4096  # beyond, only methods that need no matrix of all pairs compete
 DENSE_UNITS = 1024  # up to here the Fiedler vector by a dense solver
 CRITERION = "mean rank over banded anti-Robinson and block contrast"
 
@@ -57,7 +59,7 @@ def portfolio(correlation: np.ndarray, halves: tuple[np.ndarray, np.ndarray] | N
     if halves is None:
         only = _every(correlation, samples, blocks, ("spectral",))["spectral"]
         return Portfolio(only, "spectral", {}, "without probe halves there is nothing to choose by; the usual best", only)
-    names = tuple(METHODS) if len(correlation) // blocks <= LEAF_ORDER_UNITS else ("spectral", "angle")
+    names = tuple(METHODS) if len(correlation) // blocks <= MATRIX_UNITS else ("spectral", "angle")
     tried = _every(halves[0], samples // 2, blocks, names)
     held_out = {name: scores(halves[1], order) for name, order in tried.items()}
     chosen = _best(held_out)
@@ -162,8 +164,8 @@ def _fiedler_vector(loadings: np.ndarray) -> np.ndarray:
 
 def _average(correlation: np.ndarray, factors: Factors | None) -> np.ndarray:
     def lay_out(live: np.ndarray) -> np.ndarray:
-        merges, close = linked(len(live), "average", lambda rows: np.sqrt(np.maximum(2 - 2 * live[rows], 0)))
-        return leaf_order(merges, close)
+        distances = np.sqrt(np.maximum(2 - 2 * live, 0))
+        return leaf_order(average(distances), distances)
 
     connected = np.flatnonzero(~isolated(correlation))
     rest = np.setdiff1d(np.arange(len(correlation)), connected)

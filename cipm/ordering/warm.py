@@ -8,6 +8,7 @@ from cipm.modules.louvain import communities
 from cipm.ordering.assignment import smooth
 from cipm.ordering.leaves import leaf_order
 from cipm.ordering.scores import scores
+from cipm.ordering.tree import ward
 from cipm.permutation import Permutation
 
 
@@ -17,7 +18,7 @@ def prepare() -> None:
     It starts no thread.
     """
     points = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.8]], dtype=np.float32)
-    leaf_order(np.array([[0, 1, 0.1, 2], [2, 3, 0.2, 2], [4, 5, 1.0, 4]]), np.abs(points[:, :1] - points[:, 0]))
+    leaf_order(ward(points), np.abs(points[:, :1] - points[:, 0]))
     smooth(points, 1)
     scores(np.eye(4, dtype=np.float32), Permutation.identity(4))
     communities(points, 0.1, generator=np.random.default_rng(0))
