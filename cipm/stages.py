@@ -34,7 +34,7 @@ STAGES: dict[str, Stage] = {
     "probe": Stage(2, (PROBE, "open"), ("max_rows",)),
     "shard": Stage(2, ("open", "discover", "probe"), COLLECTING, ("shard",)),
     "collect": Stage(4, ("open", "discover", "probe"), COLLECTING),
-    "organize": Stage(3, ("open", "discover", "probe", "collect"),
+    "organize": Stage(4, ("open", "discover", "probe", "collect"),
                       ("resolution", "module_method", "module_pairs", "module_count", "seed", "batch_rows", "positions",
                        "statistics_memory", "device")),
     "whatif": Stage(8, ("open", "discover", "probe"),
