@@ -92,8 +92,9 @@ class Centring:
         return self.buffer[self.fill:self.fill + rows]
 
     def _absorb(self, piece: np.ndarray, into: np.ndarray) -> None:
-        piece = np.require(piece, self.dtype, "CAW")
-        _shift_into(piece, self.shift, into, self.total, self.square)
+        if into is not piece:
+            np.copyto(into, piece)
+        _shift(into, self.shift, self.total, self.square)
         if not np.isfinite(self.total).all():
             refuse_nonfinite(piece, self.samples)
         self.fill, self.samples = self.fill + len(piece), self.samples + len(piece)
@@ -119,7 +120,7 @@ class Centring:
         """Centre a chunk whose mean is far from its shift by its own mean."""
         more = np.where(np.isfinite(rest), rest, 0).astype(self.dtype)
         self._restart()
-        _shift_into(values, more, values, self.total, self.square)
+        _shift(values, more, self.total, self.square)
         self.base = self.base + more
 
     def _move(self, shift: np.ndarray) -> None:
@@ -161,16 +162,19 @@ def _aligned(rows: int, units: int, dtype: np.dtype) -> np.ndarray:
 
 
 @compiled
-def _shift_into(x, shift, out, total, square):
-    """Write x − shift, and add its sums and sums of squares: a few rows in x's precision, then in float64."""
+def _shift(values, shift, total, square):
+    """Take the shift from the values, and add their sums and sums of squares: a few rows in their precision, then in float64.
+
+    In place, one array read and written: beside a second one that may be the same, the loop is not vectorised.
+    """
     some, squares = np.empty_like(shift), np.empty_like(shift)
-    for start in range(0, x.shape[0], SUM_ROWS):
+    for start in range(0, values.shape[0], SUM_ROWS):
         some[:], squares[:] = 0, 0
-        for row in range(start, min(start + SUM_ROWS, x.shape[0])):
-            source, target = x[row], out[row]
-            for unit in range(source.size):
-                value = source[unit] - shift[unit]
-                target[unit] = value
+        for row in range(start, min(start + SUM_ROWS, values.shape[0])):
+            sample = values[row]
+            for unit in range(sample.size):
+                value = sample[unit] - shift[unit]
+                sample[unit] = value
                 some[unit] += value
                 squares[unit] += value * value
         for unit in range(shift.size):
