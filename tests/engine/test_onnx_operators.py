@@ -18,6 +18,7 @@ from cipm.load.onnx.sample import identifiers
 from cipm.load.onnx.values import OPERATORS
 
 X, POSITIVE, SMALL = rounded(2, 3, 4), rounded(2, 3, 4, low=0.1), rounded(2, 3, 4, low=-0.9, high=0.9)
+PAIRS = rounded(2, 3, 4, 2)
 INTEGERS = np.random.default_rng(1).integers(-7, 8, (2, 3, 4))
 BOOLS = INTEGERS > 0
 IMAGE, VOLUME, SIGNAL = rounded(2, 4, 7, 6), rounded(1, 2, 5, 4, 6), rounded(2, 4, 9)
@@ -76,6 +77,9 @@ REDUCE = [one(op, POSITIVE, axes=[1]) for op in ("ReduceMean", "ReduceMax", "Red
     one("ArgMax", INTEGERS, axis=2), one("ArgMin", INTEGERS, axis=1, keepdims=0),
     one("ArgMax", INTEGERS, axis=2, select_last_index=1),
     *(one("CumSum", X, Stored(np.int64(1)), exclusive=e, reverse=r) for e in (0, 1) for r in (0, 1)),
+    one("DFT", X[..., None]), one("DFT", PAIRS, axis=2), one("DFT", PAIRS, axis=1, inverse=1),
+    one("DFT", X[..., None], onesided=1), one("DFT", PAIRS, None, Stored(np.int64(1)), opset=20),
+    one("DFT", X[..., None], Stored(np.int64(6)), opset=20),
     one("TopK", X, whole(2), axis=2, outputs=2), one("TopK", X, whole(2), axis=1, largest=0, outputs=2),
     *(one(op, X, axis=a, opset=o) for op in ("Softmax", "LogSoftmax") for a, o in ((-1, 17), (1, 17), (1, 11), (2, 11))),
     one("Hardmax", X, axis=1), one("Hardmax", X, axis=1, opset=11), one("LpNormalization", X, axis=1),

@@ -1,4 +1,4 @@
-"""Operators along axes: sums and their relatives, softmax, cumulative sums, positions of extremes."""
+"""Operators along axes: sums and their relatives, softmax, cumulative sums, positions of extremes, Fourier transforms."""
 
 from __future__ import annotations
 
@@ -70,6 +70,23 @@ def cumulative_sum(call: Call) -> Result:
     if call.int("exclusive", 0):
         total = torch.cat([torch.zeros_like(x.narrow(axis, 0, 1)), total.narrow(axis, 0, x.shape[axis] - 1)], axis)
     return total.flip(axis) if back else total
+
+
+@operator("DFT", host=(1, 2))
+def fourier(call: Call) -> Result:
+    """The discrete Fourier transform along an axis of numbers [..., 1] or pairs of real and imaginary parts [..., 2]."""
+    x, inverse, half = call[0], bool(call.int("inverse", 0)), bool(call.int("onesided", 0))
+    if x.ndim < 2 or x.shape[-1] not in (1, 2):
+        raise call.damaged(f"transforms values of shape {list(x.shape)}, whose last axis holds neither one part nor two")
+    if half and (inverse or x.shape[-1] == 2):
+        raise call.unsupported("gives one side of an inverse transform, or of one of pairs")
+    axis = (call.int("axis", 1) if call.opset < 20 else call.number(2) if call.has(2) else -2) % x.ndim
+    values = torch.view_as_complex(x.contiguous()) if x.shape[-1] == 2 else x.squeeze(-1)
+    if axis >= values.ndim:
+        raise call.damaged("transforms along the axis of its parts")
+    length = call.number(1) if call.has(1) else None
+    transform = torch.fft.rfft if half else torch.fft.ifft if inverse else torch.fft.fft
+    return torch.view_as_real(transform(values, length, axis))
 
 
 @operator("TopK", host=(1,))
