@@ -183,8 +183,10 @@ def export_seconds(family: str) -> float:
 def save_pt2(subject: zoo.Subject, dtype: torch.dtype, folder: Path):
     example = cast(subject.example, dtype)
     args, kwargs = arguments(example)
-    program = with_free_rows(lambda shapes: torch.export.export(subject.model.to(dtype), args, kwargs, dynamic_shapes=shapes,
-                                                                strict=False), example, "torch.export")
+    model = subject.model.to(dtype)
+    with torch.no_grad():  # torch does not read every program back that turns gradients off by itself
+        program = with_free_rows(lambda shapes: torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False),
+                                 example, "torch.export")
     with quiet():
         torch.export.save(program, folder / "model.pt2")
     return folder / "model.pt2", _run_pt2

@@ -177,6 +177,22 @@ def _expand_as(graph: Graph, node: Node, x: Node, other: Node) -> Node:
     return _call(graph, node.meta["val"], aten.expand.default, x, _sizes(graph, other))
 
 
+def _reshape_as(graph: Graph, node: Node, x: Node, other: Node) -> Node:
+    return _call(graph, node.meta["val"], aten.reshape.default, x, _sizes(graph, other))
+
+
+def _broadcast_to(graph: Graph, node: Node, x: Node, size: Any) -> Node:
+    return _call(graph, node.meta["val"], aten.expand.default, x, size)
+
+
+def _real(graph: Graph, node: Node, x: Node) -> Node:
+    value = x.meta["val"]
+    if not value.is_complex():
+        return x
+    pairs = _call(graph, torch.view_as_real(value), aten.view_as_real.default, x)
+    return _call(graph, node.meta["val"], aten.select.int, pairs, -1, 0)
+
+
 def _sizes(graph: Graph, x: Node) -> list[Any]:
     """Return the sizes of a value: numbers, and nodes where they vary."""
     return [size if isinstance(size, int) else _call(graph, size, aten.sym_size.int, x, axis)
@@ -211,6 +227,7 @@ _FORMS: dict[Any, Callable[..., Node]] = {
     aten.alias.default: _same, aten.detach.default: _same, aten.detach_.default: _same, aten.dropout.default: _dropout,
     aten.lift_fresh_copy.default: _copy, aten.contiguous.default: _contiguous, aten.flatten.using_ints: _flatten,
     aten.unflatten.int: _unflatten, aten.expand_as.default: _expand_as, aten.numpy_T.default: _turned,
+    aten.reshape_as.default: _reshape_as, aten.broadcast_to.default: _broadcast_to, aten.real.default: _real,
     aten.to.dtype: _to, aten.to.dtype_layout: _to, aten.to.device: _to, aten.to.other: _to,
     aten.chunk.default: _chunk, aten.batch_norm.default: _batch_norm,
 }
