@@ -131,7 +131,7 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
 
 
 TABLES: dict[str, Callable[[], None]] = {
-    "digits": lambda: (table("Digits MLP 64-256-256-10", [digits(mlp, seed) for seed in range(3)], REMOVED, chain=True),
+    "digits": lambda: (table("Digits MLP 64-256-256-10", [digits(mlp, seed) for seed in range(5)], REMOVED, chain=True),
                        table("Digits CNN 32-64-64", [digits(cnn, seed) for seed in range(3)], REMOVED, chain=True)),
     "mnist": lambda: table("MNIST MLP 784-512-512-512-10", [mnist(seed) for seed in range(2)], REMOVED, chain=True),
     "resnet": lambda: table("ResNet-20 on CIFAR-10, published weights", [cifar()], REMOVED[:2]),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from cipm.load.checkpoint import Checkpoint
@@ -25,8 +26,12 @@ Inputs = Mapping[str, torch.Tensor]
 
 def in_onnx(before: Checkpoint, form: str | None) -> bool:
     """Tell whether a model and its smaller one in this form (default: the uploaded one) can both be run by onnxruntime."""
-    files = before.format == "onnx" and not before.origin.get("packed") and form in (None, "onnx")
-    return files and importlib.util.find_spec("onnxruntime") is not None
+    return before.format == "onnx" and not before.origin.get("packed") and form in (None, "onnx") and runtime_is_there()
+
+
+def runtime_is_there() -> bool:
+    """Tell whether onnxruntime is installed."""
+    return importlib.util.find_spec("onnxruntime") is not None
 
 
 def latency(before: Checkpoint, after: Checkpoint, files: tuple[Path, Path] | None, inputs: Inputs,
@@ -39,7 +44,7 @@ def latency(before: Checkpoint, after: Checkpoint, files: tuple[Path, Path] | No
     """
     rows = len(next(iter(inputs.values())))
     runs = int(min(MOST_RUNS, max(FEWEST_RUNS, RUN_FLOPS / max(2 * rows * flops, 1))))
-    calls = [_onnx(file, inputs) for file in files] if files else [_torch(one, inputs) for one in (before, after)]
+    calls = [onnx_call(file, inputs) for file in files] if files else [_torch(one, inputs) for one in (before, after)]
     first, second = _taken(calls, runs)
     return {"before_ms": 1e3 * statistics.median(first), "after_ms": 1e3 * statistics.median(second),
             "times": min(first) / min(second), "rows": rows, "runs": runs,
@@ -61,7 +66,8 @@ def _torch(checkpoint: Checkpoint, inputs: Inputs) -> Callable[[], object]:
     return torch.no_grad()(lambda: module(**inputs))
 
 
-def _onnx(file: Path, inputs: Inputs) -> Callable[[], object]:
+def onnx_call(file: Path, inputs: Inputs) -> Callable[[], list[np.ndarray]]:
+    """Return what runs an ONNX file on these rows in onnxruntime and gives its outputs."""
     runtime = importlib.import_module("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

@@ -133,4 +133,4 @@ def _row(lower: np.ndarray, q: int) -> np.ndarray:
 
 def _taken(lower: np.ndarray, at: np.ndarray) -> np.ndarray:
     """Return the rows and columns `at` of a matrix in column order."""
-    return np.asfortranarray(lower.T[at][:, at].T)
+    return lower.T.take(at, axis=0).take(at, axis=1).T

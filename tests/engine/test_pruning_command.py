@@ -106,6 +106,8 @@ def test_how_fast_it_is_before_and_after_is_told(files, tmp_path):
     out = tmp_path / "small.onnx"
     made = job(files, out, "keep", 0.25, form="onnx")
     assert any("64 rows take " in line and " ms in torch with " in line for line in prune_lines(made))  # a .pt2 was uploaded
+    proof = made["certificate"]["runtime"]
+    assert proof["passed"] and proof["runtime"] == "onnxruntime" and proof["rows"] == 64 and 0 <= proof["max_rel"] < 1e-5
     fast = job((out, files[1]), tmp_path / "least.onnx", "keep", 0.5)["latency"]
     assert fast["runtime"] == "onnxruntime" and fast["rows"] == 64 and fast["runs"] == 25
     assert min(fast["before_ms"], fast["after_ms"], fast["times"]) > 0
