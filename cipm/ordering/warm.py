@@ -6,6 +6,7 @@ import numpy as np
 
 from cipm.modules.louvain import communities
 from cipm.ordering.assignment import smooth
+from cipm.ordering.exchange import exchanged
 from cipm.ordering.leaves import leaf_order
 from cipm.ordering.scores import scores
 from cipm.ordering.tree import ward
@@ -20,5 +21,6 @@ def prepare() -> None:
     points = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.8]], dtype=np.float32)
     leaf_order(ward(points), np.abs(points[:, :1] - points[:, 0]))
     smooth(points, 1)
+    exchanged(np.array([[1, 0.5, 0], [0.5, 1, 0.2], [0, 0.2, 1]]).repeat(2, 0).repeat(2, 1), np.arange(6))
     scores(np.eye(4, dtype=np.float32), Permutation.identity(4))
     communities(points, 0.1, generator=np.random.default_rng(0))

@@ -25,6 +25,7 @@ from cipm.ordering import (
     class_selectivity,
     coordinate,
     coordinate_groups,
+    exchange,
     fiedler,
     links,
     policy,
@@ -33,9 +34,10 @@ from cipm.ordering import (
     spectral,
 )
 from cipm.ordering.assignment import smooth
+from cipm.ordering.exchange import clearness, exchanged
 from cipm.ordering.leaves import leaf_order
 from cipm.ordering.policy import RULES
-from cipm.ordering.portfolio import METHODS
+from cipm.ordering.portfolio import EXCHANGED, METHODS
 from cipm.ordering.scores import _events
 from cipm.permutation import Permutation
 from cipm.statistics import correlation
@@ -143,15 +145,16 @@ def test_the_portfolio_takes_the_method_that_does_best_on_the_other_half():
     halves = correlation([x[::2]]), correlation([x[1::2]])
     whole = correlation([x])
     found = portfolio(whole, halves, 2000)
-    assert set(found.held_out) == set(METHODS) and found.chosen in METHODS
+    assert set(found.held_out) == {*METHODS, EXCHANGED} and found.chosen in METHODS
     for name, method in (("spectral", spectral), ("fiedler", fiedler)):
         assert found.held_out[name] == scores(halves[1], method(halves[0], 1000))
-    ranks = {name: sum(s.banded_anti_robinson < o.banded_anti_robinson for o in found.held_out.values())
-             - sum(s.block_contrast < o.block_contrast for o in found.held_out.values()) for name, s in found.held_out.items()}
-    assert ranks[found.chosen] == max(ranks.values())
+    assert clearness(found.held_out[found.chosen]) == max(clearness(found.held_out[name]) for name in METHODS)
     chosen = {"spectral": spectral, "angle": angle, "fiedler": fiedler, "average linkage": average_linkage}[found.chosen]
-    assert found.order == chosen(whole, 2000)
-    assert found.to_json()["chosen"] == found.chosen and "mean rank" in found.how
+    plain, half = chosen(whole, 2000), chosen(halves[0], 1000)
+    kept = clearness(found.held_out[EXCHANGED]) > clearness(found.held_out[found.chosen])
+    assert found.held_out[EXCHANGED] == scores(halves[1], Permutation(exchanged(halves[0], half.order)))
+    assert found.order == (Permutation(exchanged(whole, plain.order)) if kept else plain)
+    assert found.to_json()["chosen"] == found.chosen and "clearness" in found.how and ("exchanged" in found.how) == kept
 
 
 def test_the_portfolio_keeps_blocks_and_does_without_halves():
@@ -161,6 +164,27 @@ def test_the_portfolio_keeps_blocks_and_does_without_halves():
     assert found.order.keeps_blocks(4) and not found.order.is_identity
     alone = portfolio(whole, None, 1000)
     assert alone.order == spectral(whole, 1000) and alone.held_out == {} and "without probe halves" in alone.how
+
+
+@pytest.mark.parametrize(("n", "tried"), [(5, 2**28), (17, 2**28), (50, 2**28), (50, 25_000)])
+def test_exchanges_make_an_order_clearer_and_their_sums_hold(n, tried, monkeypatch):
+    """The order cannot be made clearer by exchanging any one pair that was tried, once sweeps change nothing more."""
+    monkeypatch.setattr(exchange, "TRIED", tried)
+    monkeypatch.setattr(exchange, "SWEEPS", 100)
+    c = correlation([planted(n, 3, 300, 0.4)[0]])
+    order = exchanged(c, np.arange(n))
+    best = clearness(scores(c, Permutation(order)))
+    assert best > clearness(scores(c, Permutation.identity(n))) + 0.01
+    for p in range(n):
+        for q in range(p + 1, min(n, p + 1 + tried // n**2)):
+            other = order.copy()
+            other[[p, q]] = other[[q, p]]
+            assert clearness(scores(c, Permutation(other))) < best + 1e-4
+
+
+@pytest.mark.parametrize("c", [np.eye(9), np.ones((9, 9)), np.eye(3), np.zeros((0, 0))])
+def test_nothing_is_exchanged_where_nothing_is_to_be_seen(c):
+    np.testing.assert_array_equal(exchanged(c, np.arange(len(c))), np.arange(len(c)))
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
