@@ -18,6 +18,7 @@ from cipm.errors import CipmError, UnsupportedModel
 from cipm.load.rewrite import rewrite
 from cipm.trace import Graph, Input, Node, from_exported
 
+_config = torch._dynamo.config
 _CHECKS = re.compile(r"aten\.(_assert_|_functional_assert_|sym_constrain_range|_functional_sym_constrain)")
 _SYMBOL = re.compile(r"[a-z]+\d+")
 MAX_SAMPLE = 2**27
@@ -113,7 +114,9 @@ def _export(module: torch.nn.Module, samples: Mapping[str, Sample], args: tuple[
             shapes: Mapping[str, Any]) -> torch.export.ExportedProgram:
     tensors = {name: _zeros(name, sample) for name, sample in samples.items()}
     kwargs = {name: tensor for name, tensor in tensors.items() if name not in args}
-    with warnings.catch_warnings():
+    # Torch keeps the shapes that operators give; where lengths are rounded up to whole chunks, that takes as long as the rest.
+    free = any(axis for sample in samples.values() for axis in sample.dynamic)
+    with warnings.catch_warnings(), _config.patch(fake_tensor_cache_enabled=not free):
         warnings.simplefilter("ignore")  # torch warns about its own internals while it exports
         return torch.export.export(module, tuple(tensors[name] for name in args), kwargs, dynamic_shapes=shapes,
                                    strict=False)
