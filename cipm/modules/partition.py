@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cipm.compiled import side_by_side
 from cipm.errors import InputError, OptionError
 from cipm.modules.halving import drawn_halves
 from cipm.modules.louvain import by_size
@@ -148,7 +149,7 @@ def _found(views: list[View], samples: int, resolution: float, clustering: Clust
     tried = views if some.size == units else [view.among(some) for view in views]
     chosen, how = (given, "given") if given else _most_stable(tried, clustering, seed)[:2]
     where = "" if given or some.size == units else f", tried on {some.size} of {units} units"
-    found = [method.find(view, [chosen], clustering.pairs == "absolute", seed)[0] for view in views]
+    found = side_by_side(lambda view: method.find(view, [chosen], clustering.pairs == "absolute", seed)[0], views)
     stability = agreement(found[1], found[2]) if len(found) > 1 else None
     if stability is not None and stability < CHANCE:
         return _none(units, chosen if method.setting == "resolution" else None, DISAGREEMENT)
@@ -172,7 +173,7 @@ def _most_stable(views: list[View], clustering: Clustering, seed: int) -> tuple[
     """Return the resolution or number of modules on which the halves agree best, how it was found, and the agreement."""
     method, absolute = METHODS[clustering.method], clustering.pairs == "absolute"
     values = method.values(views[0].factors, absolute)
-    found = list(zip(*(method.find(view, values, absolute, seed) for view in views[1:]), strict=True))
+    found = list(zip(*side_by_side(lambda view: method.find(view, values, absolute, seed), views[1:]), strict=True))
     scores = np.array([agreement(*pair) for pair in found])
     worth = _worth(scores, found)
     best = _best_of_plateau(worth, np.array(values)) if method.setting == "resolution" else _most_modules(worth)
