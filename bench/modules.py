@@ -114,11 +114,12 @@ def scaling(units: int, samples: int = 4000) -> None:
     truth = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
     x = np.sqrt(np.float32(0.2)) * rng.standard_normal((samples, len(sizes)), dtype=np.float32)[:, truth]
     x += np.sqrt(np.float32(0.8)) * rng.standard_normal(x.shape, dtype=np.float32)
+    began = time.perf_counter()
     took, whole = timed(lambda: factors_of_samples(x, residual=True))
     halves_took, halves = timed(lambda: tuple(factors_of_samples(x[i::2], count=whole.values.size) for i in (0, 1)))
     found_took, found = timed(lambda: partition_factors(whole, halves, samples=samples))
     print(f"  {units:>6} units from samples: factors {took}, those of the halves {halves_took}, modules {found_took}, "
-          f"agreement {agreement(truth, found.labels):.3f}")
+          f"together {time.perf_counter() - began:.2f} s, agreement {agreement(truth, found.labels):.3f}")
     if units <= FULL_CORRELATION_UNITS:
         c, split = correlation([x]), (correlation([x[::2]]), correlation([x[1::2]]))
         took, found = timed(lambda: partition(c, samples=samples, halves=split))
