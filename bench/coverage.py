@@ -24,6 +24,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import resource
 import select
 import signal
@@ -231,8 +232,9 @@ def _cell(row: Row | None) -> str:
 def _reasons(rows: Sequence[Row]) -> list[str]:
     """Return why each trip of our own that is not ok is not."""
     lost = [row for row in rows if row.format != PEER and row.status != "ok"]
-    return ["## What did not go through", ""] + [f"- {row.family}, {row.format}: {row.status}: {' '.join(row.detail.split())}"
-                                                for row in lost] if lost else []
+    said = [(row, " ".join(re.sub(r"\x1b?\[\d+m", "", row.detail).split())) for row in lost]  # torch colours its messages
+    return ["## What did not go through", ""] + [f"- {row.family}, {row.format}: {row.status}: {detail}"
+                                                for row, detail in said] if lost else []
 
 
 if __name__ == "__main__":
