@@ -59,13 +59,14 @@ class WorkerProcess:
                     return
                 self._tell()
                 spare, self.spare = self.spare, None
+                self.prepare()
                 run_claimed(self._bench(), lease, spare)
         finally:
             self.prepare()
             self.idle.set()
 
     def prepare(self) -> None:
-        """Have a child import the engine before a job needs it; without one the job starts its own."""
+        """Have a child import the engine before a job needs it, beside the job that runs; without one a job starts its own."""
         if self.spare is None and not self.stopping.is_set():
             try:
                 self.spare = self._bench().spare()

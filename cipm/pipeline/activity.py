@@ -91,7 +91,7 @@ def _range(made: Mapping[str, Node], value: str) -> ActivationRange | None:
                                      for at, default in ((1, -1.0), (2, 1.0))))
         if not node.op.startswith("aten.") or node.op.split(".")[1] not in MOVING:
             return None
-        value = next(node.refs())
+        value = node.refs()[0]
     return None
 
 

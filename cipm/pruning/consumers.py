@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from cipm.load.checkpoint import Checkpoint
 from cipm.pruning.fold import CONVOLUTIONS, TRANSPOSED, base_name, readers_of
 from cipm.rules import bind
-from cipm.statistics.sampling import Layout, Padding, real_samples
+from cipm.statistics.sampling import Layout, Padding, real_samples, staggered
 from cipm.symmetry import Symmetry, SymmetryGroup
 from cipm.trace import Node, Ref
 
@@ -34,10 +34,18 @@ class Window:
         """Return how many positions the kernel has."""
         return self.kernel[0] * self.kernel[1]
 
-    def patches(self, x: torch.Tensor) -> torch.Tensor:
-        """Return [rows, channels × kernel positions, output positions] of x [rows, channels, (height,) width]."""
+    def samples(self, x: torch.Tensor, positions: int) -> torch.Tensor:
+        """Return patches [samples, channels × kernel positions] of x [rows, channels, (height,) width], at most `positions` of
+        each row."""
         x = x.unsqueeze(-2) if x.ndim == 3 else x
-        return F.unfold(x, self.kernel, self.dilation, self.padding, self.stride)
+        grid = tuple((size + 2 * pad - step * (kernel - 1) - 1) // stride + 1 for size, pad, step, kernel, stride in
+                     zip(x.shape[2:], self.padding, self.dilation, self.kernel, self.stride, strict=True))
+        chosen = np.unravel_index(staggered(grid[0] * grid[1], positions), grid)
+        offsets = np.indices(self.kernel).reshape(2, 1, -1)
+        places = [torch.from_numpy(at[:, None] * stride + offset * step) for at, stride, offset, step in
+                  zip(chosen, self.stride, offsets, self.dilation, strict=True)]
+        padded = F.pad(x, (self.padding[1], self.padding[1], self.padding[0], self.padding[0]))
+        return padded[:, :, places[0], places[1]].transpose(1, 2).reshape(-1, x.shape[1] * self.size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,13 +83,13 @@ class Consumer:
 
     def samples(self, value: torch.Tensor, padding: Padding, rows: int, positions: int) -> torch.Tensor:
         """Return samples [samples, features] of one batch: at most `positions` of the places of each of its `rows` rows."""
-        x, axis = value, self.axis % value.ndim
         if self.window:
-            x, axis = self.window.patches(x), 1
+            return self.window.samples(value, positions)
+        x, axis = value, self.axis % value.ndim
         if axis == 0:
             x, axis = x.unsqueeze(0), 1
         layout = Layout(tuple(x.shape), axis, np.arange(x.shape[axis])[:, None], positions)
-        mask = padding.about(tuple(x.shape), axis)[0] if x.shape[0] == rows and not self.window else None
+        mask = padding.about(tuple(x.shape), axis)[0] if x.shape[0] == rows else None
         if mask is None or mask.all():
             return layout.of(x).reshape(-1, x.shape[axis])
         return layout.at(x, *real_samples(mask, layout))

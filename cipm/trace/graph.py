@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -41,9 +42,13 @@ class Node:
     args: tuple[Argument, ...] = ()
     kwargs: Mapping[str, Argument] = field(default_factory=dict)
 
-    def refs(self) -> Iterator[str]:
-        """Yield the names of the values this node reads, in argument order."""
-        return refs_in((self.args, tuple(self.kwargs.values())))
+    def refs(self) -> tuple[str, ...]:
+        """Return the names of the values this node reads, in argument order."""
+        return self._refs
+
+    @cached_property
+    def _refs(self) -> tuple[str, ...]:
+        return tuple(refs_in((self.args, tuple(self.kwargs.values()))))
 
 
 @dataclass(frozen=True)

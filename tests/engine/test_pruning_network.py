@@ -15,11 +15,12 @@ from cipm.allocation import Choice, Count, even, front, within
 from cipm.errors import OptionError
 from cipm.load.checkpoint import Checkpoint
 from cipm.pruning import shrink
-from cipm.pruning.consumers import consumers
+from cipm.pruning.consumers import Window, consumers
 from cipm.pruning.counts import parameter_count
 from cipm.pruning.kept import what_stays
 from cipm.pruning.network import group_curves, prunable
 from cipm.pruning.sequence import read_moments, refit, refit_alone
+from cipm.statistics.sampling import staggered
 from cipm.symmetry import Symmetry, SymmetryGroup, compare, discover_groups, example_inputs, prove
 from cipm.symmetry.walk import walk
 from cipm.testing.networks import as_checkpoint
@@ -170,3 +171,14 @@ def test_parameters_are_counted_as_the_smaller_model_has_them():
     keep = {"0": 7, "2": 20, "4": 3}
     small = shrink(checkpoint, symmetry, {name: list(range(units)) for name, units in keep.items()})
     assert parameter_count(checkpoint, symmetry)(keep) == pytest.approx(small.checkpoint.parameters)
+
+
+@pytest.mark.parametrize("window, shape", [(Window((3, 3), (2, 1), (1, 0), (1, 2)), (3, 4, 9, 8)),
+                                           (Window((1, 5), (1, 2), (0, 2), (1, 1)), (2, 3, 11))])
+def test_patches_at_some_positions_are_those_of_all(window, shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    image = x if x.ndim == 4 else x.unsqueeze(-2)
+    every = F.unfold(image, window.kernel, window.dilation, window.padding, window.stride).transpose(1, 2)
+    assert torch.equal(window.samples(x, 0), every.reshape(-1, every.shape[2]))
+    some = window.samples(x, 4).reshape(len(x), 4, -1)
+    assert torch.equal(some, every[:, staggered(every.shape[1], 4)])
