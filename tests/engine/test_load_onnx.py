@@ -280,3 +280,23 @@ def test_experts_that_an_index_picks_stay_free(tmp_path: Path) -> None:
     symmetry = prove(checkpoint, discover_groups(checkpoint))
     assert [group.size for group in symmetry.groups] == [4] and symmetry.certificate.passed
     assert difference(checkpoint, path) <= 1e-5
+
+
+class RoutedLayers(nn.Module):
+    """Each row goes through two layers of the expert that a router chose: both are picked by the same number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.up = nn.Linear(6, 4), nn.Parameter(torch.randn(4, 5, 6))
+        self.down = nn.Parameter(torch.randn(4, 6, 5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        chosen = self.router(x).argmax(-1)
+        return (self.down[chosen] @ torch.relu(self.up[chosen] @ x[..., None])).squeeze(-1)
+
+
+def test_units_of_routed_experts_are_ordered_in_each_by_itself(tmp_path: Path) -> None:
+    checkpoint = load(save_onnx(seeded(RoutedLayers, 0), torch.randn(3, 6), tmp_path / "model.onnx", dynamo=True))
+    symmetry = prove(checkpoint, discover_groups(checkpoint))
+    assert sorted((group.kind, group.size, group.blocks) for group in symmetry.groups if group.proved) == [
+        ("experts", 4, 1), ("units in experts", 20, 4)]

@@ -102,6 +102,8 @@ SHAPE = [
     one("Trilu", X),
     one("Trilu", X, Stored(np.int64(-1)), upper=0), one("DepthToSpace", IMAGE, blocksize=2),
     one("DepthToSpace", IMAGE, blocksize=2, mode="CRD"),
+    one("Col2Im", rounded(2, 12, 4), whole(4, 6), whole(2, 3), strides=[2, 3], opset=18),
+    one("Col2Im", rounded(2, 8, 8), whole(4, 5), whole(2, 2), strides=[2, 1], dilations=[1, 2], pads=[1, 0, 0, 1], opset=18),
     one("SpaceToDepth", IMAGE[:, :, :6], blocksize=2), one("Pad", X, whole(0, 1, 2, 0, 0, 1)),
     one("Pad", X, whole(0, 1, 2, 0, 0, 1), Stored(np.float32(3))), one("Pad", X, pads=[0, 0, 1, 0, 2, 0], value=1.5, opset=10),
     one("Pad", X, whole(0, 1, 2, 0, 2, 3), mode="reflect"), one("Pad", X, whole(0, 1, 2, 0, 4, 6), mode="edge"),

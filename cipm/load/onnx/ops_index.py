@@ -52,7 +52,7 @@ def gather_nd(call: Call) -> Result:
     x, index, batch = call[0], call[1], call.int("batch_dims", 0)
     if not isinstance(index.shape[-1], int):
         raise call.unsupported("has points of a varying number of coordinates")
-    points = list(index.unbind(-1))
+    points = [index.squeeze(-1)] if index.shape[-1] == 1 else list(index.unbind(-1))  # a copy that discovery sees through
     lead = [torch.arange(x.shape[i]).reshape([-1 if i == j else 1 for j in range(index.ndim - 1)]) for i in range(batch)]
     return x[tuple(lead + points)]
 

@@ -66,6 +66,18 @@ def lp_pool(call: Call) -> Result:
     return (_AVERAGE[len(kernel)](x, kernel, strides) * math.prod(kernel)).pow(1 / p)
 
 
+@operator("Col2Im", host=(1, 2))
+def columns_to_image(call: Call) -> Result:
+    """Columns of patches are added up where they overlap."""
+    size, block = call.whole(1), call.whole(2)
+    if len(size) != 2 or len(block) != 2:
+        raise call.unsupported(f"makes an image of {len(size)} axes")
+    strides, dilations = (call.list(name, (1, 1)) for name in ("strides", "dilations"))
+    top, left, bottom, right = call.list("pads", (0, 0, 0, 0))
+    whole = F.fold(call[0], (size[0] + top + bottom, size[1] + left + right), block, dilations, 0, strides)
+    return whole[:, :, top:top + size[0], left:left + size[1]]
+
+
 # --- resizing -------------------------------------------------------------------------------------------------------
 
 @operator("Upsample", host=(1,))
