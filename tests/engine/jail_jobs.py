@@ -149,6 +149,7 @@ def many_files_bomb(request, scratch, emit):
 def thread_bomb(request, scratch, emit):
     for _ in range(300):
         threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+        time.sleep(0.005)  # all at once, their stacks may fill the memory before anybody looks
     time.sleep(60)
 
 
