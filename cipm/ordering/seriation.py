@@ -73,6 +73,7 @@ def _coarse(points: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """
     n = len(points)
     parts = -(-n // TREE_UNITS)
+    assert 2 * BRANCHES <= TREE_UNITS  # fewer branches than points, or this would not end
     taken = side_by_side(lambda part: _branches(points, weights, np.arange(part, n, parts)), range(parts))
     runs, means, heavy = ([piece for part in taken for piece in part[at]] for at in range(3))
     order = leaf_order(taken[0][3], _distances(np.array(means))) if parts == 1 else _coarse(np.array(means), np.array(heavy))
