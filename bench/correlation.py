@@ -3,14 +3,16 @@
 The *sgemm-equivalent rate* is that of the fastest float32 product [units, samples] @ [samples, units] of two different
 matrices in the same process, by numpy, scipy or torch, into memory given beforehand, with as many threads as they take.
 A symmetric product needs half of that work, so 2.0 × is the ceiling. Every time is the fastest of some rounds, in which
-all take turns, so that a busy machine slows all alike. With OMP_NUM_THREADS=1 it is the processor's time, which other
-programs disturb less.
+all take turns, so that a busy machine slows all alike. Memory that one frees stays with the process: its first touch may
+cost a virtual machine a tenth of the work (.2 s for 128 MB), and only the first round pays for it. With OMP_NUM_THREADS=1
+it is the processor's time, which other programs disturb less.
 
 Run: python bench/correlation.py [units samples [rounds]]
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import sys
@@ -27,6 +29,7 @@ from cipm.statistics import Covariance, CrossCovariance, correlation
 
 SIZES = ((2048, 50_000), (4096, 20_000))
 BATCH = 256
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def activations(samples: int, units: int) -> np.ndarray:
@@ -122,9 +125,17 @@ def device(units: int = 4096, samples: int = 200_000) -> None:
           f"{times['product'] / times['ours']:.2f} × the device's float32 product rate; {apart:.1e} from the CPU's")
 
 
-def main(units: int | None = None, samples: int = 20_000, rounds: int = 3) -> None:
+def keep_memory() -> None:
+    """Have freed memory stay with the process (glibc)."""
+    mallopt = ctypes.CDLL(None).mallopt
+    assert mallopt(M_MMAP_MAX, 0)
+    assert mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def main(units: int | None = None, samples: int = 20_000, rounds: int = 5) -> None:
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
           f"OPENBLAS_CORETYPE={os.environ.get('OPENBLAS_CORETYPE', 'unset')}")
+    keep_memory()
     for size in [(units, samples)] if units else SIZES:
         speed(*size, rounds)
     error()

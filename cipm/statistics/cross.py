@@ -100,7 +100,9 @@ class CrossCovariance:
         """Return the Pearson correlation [rows, columns] float64; units that never changed get 0. Never NaN."""
         need_samples(self.samples, 2, "A correlation")
         scales = [inverse_root(np.where(side.varies, side.square, 0)) for side in (self._left, self._right)]
-        return np.clip(self._scatter * scales[0][:, None] * scales[1], -1, 1)
+        result = self._scatter * scales[0][:, None]
+        result *= scales[1]
+        return np.clip(result, -1, 1, out=result)
 
     def covariance(self) -> np.ndarray:
         """Return the covariance [rows, columns] float64, divided by samples − 1."""
