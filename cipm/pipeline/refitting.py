@@ -15,7 +15,7 @@ from cipm.pipeline.context import Context, batches, fixed_rows
 from cipm.pipeline.reference import Reference, RowCost, row_cost, rows_of, spread
 from cipm.pruning.consumers import Consumer, consumers
 from cipm.pruning.kept import Kept, Labels
-from cipm.pruning.sequence import FEWEST_SAMPLES, PER_FEATURE, Rows, refit
+from cipm.pruning.sequence import FEWEST_SAMPLES, PER_FEATURE, Aims, Rows, aim_numbers, read_aims, refit
 from cipm.pruning.shrink import left_out
 
 FIT_ROWS, FEWEST_FIT_ROWS = 2000, 32
@@ -23,6 +23,9 @@ FIT_FLOPS = 4e12
 """Work of running both models over the rows of one refit: about a minute on two cores."""
 FIT_NUMBERS = 2**26
 """Most numbers of the largest value of the graph on all rows of a refit (256 MB)."""
+AIM_NUMBERS = 2**26
+"""Most numbers of what the whole model gives at its consumers that are kept from one refit to the next (256 MB); of a larger
+model they are computed anew for each."""
 Units = Mapping[str, Sequence[int]]
 
 
@@ -71,6 +74,12 @@ class Refitter:
         chosen = spread(np.arange(0, probe.used_rows, 2), self.fit_rows, fixed_rows(self.context.checkpoint))
         return list(batches(rows_of(probe, chosen), self.context.checkpoint, self.context.options.batch_rows))
 
+    @cached_property
+    def aims(self) -> Aims | None:
+        """Return what the whole model gives where refits look; None where it is too much to keep."""
+        few = aim_numbers(self.context.checkpoint, self.consumers) <= AIM_NUMBERS
+        return read_aims(self.context.checkpoint, self.consumers, self.rows) if few else None
+
     @property
     def fit_rows(self) -> int:
         """Return how many rows a refit looks at, where there are so many."""
@@ -101,7 +110,8 @@ class Refitter:
     def made(self, units: Units) -> Pruned:
         """Return the network with these units of these groups, refitted in sequence, and what it measures."""
         kept = self.kept(units)
-        checkpoint, notes = refit(self.context.checkpoint, self.context.symmetry, kept, self.rows)
+        checkpoint, notes = refit(self.context.checkpoint, self.context.symmetry, kept, self.rows, aims=self.aims,
+                                  found=self.consumers)
         return Pruned(checkpoint, units, notes, self.measured(checkpoint, kept))
 
     def measured(self, checkpoint: Checkpoint, kept: Kept) -> dict[str, Any]:

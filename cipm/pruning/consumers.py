@@ -45,7 +45,9 @@ class Window:
         places = [torch.from_numpy(at[:, None] * stride + offset * step) for at, stride, offset, step in
                   zip(chosen, self.stride, offsets, self.dilation, strict=True)]
         padded = F.pad(x, (self.padding[1], self.padding[1], self.padding[0], self.padding[0]))
-        return padded[:, :, places[0], places[1]].transpose(1, 2).reshape(-1, x.shape[1] * self.size)
+        width, area = padded.shape[3], padded.shape[2] * padded.shape[3]
+        inside = (places[0] * width + places[1])[:, None] + torch.arange(x.shape[1])[:, None] * area
+        return padded.flatten(1).index_select(1, inside.flatten()).reshape(-1, x.shape[1] * self.size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,11 +83,15 @@ class Consumer:
         """Return the features of these positions, in their order."""
         return (np.asarray(positions)[..., None] * self.inside + np.arange(self.inside)).ravel()
 
-    def samples(self, value: torch.Tensor, padding: Padding, rows: int, positions: int) -> torch.Tensor:
-        """Return samples [samples, features] of one batch: at most `positions` of the places of each of its `rows` rows."""
-        if self.window:
-            return self.window.samples(value, positions)
+    def samples(self, value: torch.Tensor, padding: Padding, rows: int, positions: int,
+                staying: np.ndarray | None = None) -> torch.Tensor:
+        """Return samples [samples, features] of one batch: at most `positions` of the places of each of its `rows` rows; with
+        `staying` those inputs alone."""
         x, axis = value, self.axis % value.ndim
+        if staying is not None:
+            x = x.index_select(axis, torch.from_numpy(staying))
+        if self.window:
+            return self.window.samples(x, positions)
         if axis == 0:
             x, axis = x.unsqueeze(0), 1
         layout = Layout(tuple(x.shape), axis, np.arange(x.shape[axis])[:, None], positions)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,12 +31,28 @@ PER_FEATURE = 10
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Mean and covariance of a consumer's inputs: `whole` are the columns of the whole model, the others of the smaller one."""
+    """Mean and covariance of a consumer's inputs in the whole model."""
 
     mean: np.ndarray
     covariance: np.ndarray
-    whole: int
     samples: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Fit:
+    """What a consumer is fitted from: covariance `own` [in, in] of what it sees in the smaller model, `cross` [in, out] of that
+    with what it is to give, and the means of both."""
+
+    own: np.ndarray
+    cross: np.ndarray
+    mean: np.ndarray
+    aim: np.ndarray
+    samples: int
+
+
+Aims = Mapping[str, Sequence[torch.Tensor]]
+"""By a consumer's node what it gave in the whole model, one tensor [samples, outputs] of each batch, without its bias; or the
+inputs it saw, where they are fewer than its outputs."""
 
 
 def read_moments(checkpoint: Checkpoint, found: Sequence[Consumer], rows: Rows) -> dict[str, Moments]:
@@ -44,8 +60,23 @@ def read_moments(checkpoint: Checkpoint, found: Sequence[Consumer], rows: Rows) 
     pending = {one.node: one for one in found}
     moments: dict[str, Moments] = {}
     _Lockstep(checkpoint, rows).walk(lambda node, step: moments.update(
-        {node.name: step.moments(pending[node.name], None)}) if node.name in pending else None)
+        {node.name: step.moments(pending[node.name])}) if node.name in pending else None)
     return moments
+
+
+def read_aims(checkpoint: Checkpoint, found: Sequence[Consumer], rows: Rows) -> Aims:
+    """Return what every consumer is to give, for several `refit`s on the same rows. Cost: one forward pass. Memory: a number
+    for every sample and output of each consumer, or input where there are fewer (`aim_numbers`)."""
+    pending = {one.node: one for one in found}
+    aims: dict[str, Sequence[torch.Tensor]] = {}
+    _Lockstep(checkpoint, rows).walk(lambda node, step: aims.update(
+        {node.name: step.gathered_aims(pending[node.name])}) if node.name in pending else None)
+    return aims
+
+
+def aim_numbers(checkpoint: Checkpoint, found: Sequence[Consumer]) -> int:
+    """Return the most numbers that `read_aims` holds."""
+    return sum(_wanted(one) * min(one.features, checkpoint.meta(one.key).numel() // one.features) for one in found)
 
 
 def walk_rows(checkpoint: Checkpoint, rows: Rows, visit: Callable[[Node, Mapping[str, list[Any]]], None]) -> None:
@@ -54,7 +85,8 @@ def walk_rows(checkpoint: Checkpoint, rows: Rows, visit: Callable[[Node, Mapping
     _Lockstep(checkpoint, rows).walk(lambda node, step: visit(node, step.plain))
 
 
-def refit(checkpoint: Checkpoint, symmetry: Symmetry, kept: Kept, rows: Rows) -> tuple[Checkpoint, tuple[str, ...]]:
+def refit(checkpoint: Checkpoint, symmetry: Symmetry, kept: Kept, rows: Rows, *, aims: Aims | None = None,
+          found: Sequence[Consumer] | None = None) -> tuple[Checkpoint, tuple[str, ...]]:
     """Return the checkpoint with every consumer of changed inputs refitted, in graph order, and notes.
 
     Both models run side by side over `rows` (batches of inputs). At each consumer the weights of what stays are fitted so that
@@ -62,23 +94,26 @@ def refit(checkpoint: Checkpoint, symmetry: Symmetry, kept: Kept, rows: Rows) ->
     towards the weights as they are; the constant goes into the bias or the mean of a batch norm behind, and where there is
     neither the fit is through zero. Removed units are zero in the result: `shrink` takes them out.
 
-    Cost: a forward pass of both models, one product of samples × features² and one factor of features³ per consumer. Memory:
-    the activations of all rows at one place of the graph.
+    With `aims` (`read_aims`, on the same rows) the whole model runs only up to where the smaller one differs; `found` are the
+    consumers, where they are known.
+
+    Cost: a forward pass of both models, one product of samples × (features that stay + outputs)² and one factor of features³
+    per consumer. Memory: the activations of all rows at one place of the graph.
 
     Source: least-squares reconstruction layer by layer (He et al. 2017, "Channel Pruning for Accelerating Very Deep Neural
     Networks", eq. 1 and 3.2) with the asymmetric targets of Zhang et al. 2016.
     """
     if not kept.removed:
         return checkpoint, ()
-    pending = {one.node: one for one in consumers(checkpoint, symmetry)}
-    lockstep = _Lockstep(checkpoint, rows, kept, left_out(checkpoint.graph, kept))
+    pending = {one.node: one for one in (consumers(checkpoint, symmetry) if found is None else found)}
+    lockstep = _Lockstep(checkpoint, rows, kept, left_out(checkpoint.graph, kept), aims)
     notes: dict[str, None] = {}
 
     def visit(node: Node, step: _Lockstep) -> None:
         consumer = pending.get(node.name)
         if consumer is not None and step.small[consumer.value] is not step.plain[consumer.value]:
-            staying = _staying(consumer, kept)
-            _refit_one(step, consumer, staying, step.moments(consumer, staying), notes)
+            positions = kept.stored(consumer.key, consumer.weight_axis)
+            _refit_one(step, consumer, positions, step.fit(consumer, positions), notes)
 
     lockstep.walk(visit)
     return checkpoint.with_tensors({key: lockstep.tensor(key) for key in checkpoint.tensors}), tuple(notes)
@@ -88,27 +123,22 @@ def refit_alone(checkpoint: Checkpoint, found: Sequence[Consumer], kept: Kept, m
     """Return the checkpoint as `refit` does, but each consumer from the whole model's `moments` alone: no forward pass."""
     step = _Lockstep(checkpoint, (), kept)
     for consumer in found:
-        staying = _staying(consumer, kept)
-        if staying.size < consumer.features and consumer.node in moments:
-            known = moments[consumer.node]
-            both = np.concatenate([np.arange(consumer.features), staying])
-            _refit_one(step, consumer, staying, Moments(known.mean[both], known.covariance[np.ix_(both, both)],
-                                                        consumer.features, known.samples), {})
+        positions = kept.stored(consumer.key, consumer.weight_axis)
+        if positions is not None and consumer.node in moments:
+            known, staying = moments[consumer.node], consumer.columns(positions)
+            whole, rows = consumer.matrix(checkpoint.tensors[consumer.key]), known.covariance[staying]
+            seen = _Fit(rows[:, staying], rows @ whole, known.mean[staying], known.mean @ whole, known.samples)
+            _refit_one(step, consumer, positions, seen, {})
     return checkpoint.with_tensors({key: step.tensor(key) for key in checkpoint.tensors})
 
 
-def _staying(consumer: Consumer, kept: Kept) -> np.ndarray:
-    """Return the features of a consumer that stay."""
-    positions = kept.stored(consumer.key, consumer.weight_axis)
-    return consumer.columns(np.arange(consumer.length) if positions is None else positions)
-
-
-def _refit_one(step: _Lockstep, consumer: Consumer, staying: np.ndarray, seen: Moments, notes: dict[str, None]) -> None:
-    checkpoint = step.checkpoint
+def _refit_one(step: _Lockstep, consumer: Consumer, positions: np.ndarray | None, seen: _Fit, notes: dict[str, None]) -> None:
+    """Fit a consumer whose inputs at these positions stay (None: all)."""
+    checkpoint, staying = step.checkpoint, consumer.columns(np.arange(consumer.length) if positions is None else positions)
     weight = checkpoint.tensors[consumer.key]
     target = None if consumer.transposed else constant_of(checkpoint, readers_of(checkpoint.graph, consumer.key))
     whole = consumer.matrix(weight)
-    fitted, rest = _solve(seen, whole, staying, through_zero=target is None)
+    fitted, rest = _solve(seen, whole[staying], through_zero=target is None)
     matrix = np.zeros_like(whole)
     matrix[staying] = fitted
     step.change(consumer.key, consumer.stored(matrix, weight))
@@ -124,28 +154,34 @@ def _add_constant(step: _Lockstep, target: Constant, constant: np.ndarray) -> No
     step.change(target.key, moved.to(before.dtype))
 
 
-def _solve(seen: Moments, whole: np.ndarray, staying: np.ndarray, *, through_zero: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return (W′ [staying, out], constant [out]) that make W′x′ + constant closest to Wx."""
-    f = seen.whole
-    second = seen.covariance + np.outer(seen.mean, seen.mean) if through_zero else seen.covariance
-    own, cross = second[f:, f:], second[f:, :f]
+def _solve(seen: _Fit, start: np.ndarray, *, through_zero: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return (W′ [staying, out], constant [out]) that make W′x′ + constant closest to what is aimed at."""
+    own, cross = seen.own, seen.cross
+    if through_zero:
+        own, cross = own + np.outer(seen.mean, seen.mean), cross + np.outer(seen.mean, seen.aim)
     level = float(np.trace(own)) / max(len(own), 1)
     factor, _ = ridged_factor(own, default_ridge(len(own), seen.samples), level)
-    start = whole[staying]
-    fitted = start + linalg.cho_solve(factor, cross @ whole - own @ start, check_finite=False) if level > 0 else start
-    return fitted, seen.mean[:f] @ whole - seen.mean[f:] @ fitted
+    fitted = start + linalg.cho_solve(factor, cross - own @ start, check_finite=False) if level > 0 else start
+    return fitted, seen.aim - seen.mean @ fitted
+
+
+def _wanted(consumer: Consumer) -> int:
+    """Return how many samples a consumer is fitted on, where there are so many."""
+    return max(FEWEST_SAMPLES, PER_FEATURE * consumer.features)
 
 
 @dataclass
 class _Lockstep:
     """The whole model and the smaller one, run node by node over all rows; a value is one list of batches in both until it
-    differs. Weights may be changed before the node that reads them runs."""
+    differs. From there on the whole model's is None where `aims` are known. Weights may be changed before the node that reads
+    them runs."""
 
     checkpoint: Checkpoint
     rows: Rows
     kept: Kept | None = None
     intervene: Intervene = field(default_factory=dict)
-    plain: dict[str, list[Any]] = field(default_factory=dict)
+    aims: Aims | None = None
+    plain: dict[str, Any] = field(default_factory=dict)
     small: dict[str, list[Any]] = field(default_factory=dict)
     changed: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -165,19 +201,40 @@ class _Lockstep:
                 for name in last.get(number, ()):
                     self.plain.pop(name, None), self.small.pop(name, None)
 
-    def moments(self, consumer: Consumer, staying: np.ndarray | None) -> Moments:
-        """Return the moments of a consumer's input here; with `staying` those features of the smaller model behind."""
-        counts = [len(next(iter(batch.values()))) for batch in self.rows]
-        positions = -(-max(FEWEST_SAMPLES, PER_FEATURE * consumer.features) // max(sum(counts), 1))
-        columns = consumer.features + (0 if staying is None else len(staying))
-        found = Covariance.create(columns)
-        for batch, count, x, y in zip(self.rows, counts, self.plain[consumer.value], self.small[consumer.value], strict=True):
-            padding = Padding.of(batch)
-            seen = consumer.samples(x, padding, count, positions)
-            if staying is not None:
-                seen = torch.cat([seen, consumer.samples(y, padding, count, positions)[:, torch.from_numpy(staying)]], 1)
+    def moments(self, consumer: Consumer) -> Moments:
+        """Return the moments of a consumer's input here in the whole model."""
+        found = Covariance.create(consumer.features)
+        for seen in self._samples(consumer, self.plain):
             found = found.update(seen.float())
-        return Moments(found.mean, found.covariance(), consumer.features, found.samples)
+        return Moments(found.mean, found.covariance(), found.samples)
+
+    def gathered_aims(self, consumer: Consumer) -> list[torch.Tensor]:
+        """Return what a consumer gives here in the whole model, or its inputs where they are fewer."""
+        matrix = consumer.matrix(self.checkpoint.tensors[consumer.key])
+        weight = torch.from_numpy(matrix).float() if matrix.shape[1] < consumer.features else None
+        return [seen.float() if weight is None else seen.float() @ weight for seen in self._samples(consumer, self.plain)]
+
+    def fit(self, consumer: Consumer, positions: np.ndarray | None) -> _Fit:
+        """Return what a consumer is fitted from here, of the smaller model's inputs those at these positions."""
+        aims = self.gathered_aims(consumer) if self.aims is None else self.aims[consumer.node]
+        outputs = aims[0].shape[1]
+        found = Covariance.create(outputs + (consumer.length if positions is None else len(positions)) * consumer.inside)
+        for aim, seen in zip(aims, self._samples(consumer, self.small, positions), strict=True):
+            found = found.update(torch.cat([aim, seen.float()], 1), spend=True)
+        both, mean = found.covariance(), found.mean
+        own, cross, aim = both[outputs:, outputs:], both[outputs:, :outputs], mean[:outputs]
+        matrix = consumer.matrix(self.checkpoint.tensors[consumer.key])
+        if matrix.shape[1] >= consumer.features:
+            cross, aim = cross @ matrix, aim @ matrix
+        return _Fit(own, cross, mean[outputs:], aim, found.samples)
+
+    def _samples(self, consumer: Consumer, values: Mapping[str, list[Any]],
+                 positions: np.ndarray | None = None) -> Iterator[torch.Tensor]:
+        """Yield the samples of a consumer's input, batch by batch."""
+        counts = [len(next(iter(batch.values()))) for batch in self.rows]
+        places = -(-_wanted(consumer) // max(sum(counts), 1))
+        for batch, count, x in zip(self.rows, counts, values[consumer.value], strict=True):
+            yield consumer.samples(x, Padding.of(batch), count, places, positions)
 
     def change(self, key: str, tensor: torch.Tensor) -> None:
         """Give the smaller model another stored tensor, also where it was turned already."""
@@ -187,7 +244,7 @@ class _Lockstep:
             self.small.pop(name, None)
         for node in self.checkpoint.graph.nodes:
             if node.name in self.small and base_name(node) in TURNS and not names.isdisjoint(node.refs()):
-                self._fetch(names)
+                self._fetch(names & self.checkpoint.graph.tensors.keys())
                 self._run(node)
                 names.add(node.name)
 
@@ -213,8 +270,8 @@ class _Lockstep:
         return any(self.kept.stored_mask(key, axis) is not None for axis in range(len(shape)))
 
     def _run(self, node: Node) -> None:
-        self.plain[node.name] = self._called(node, self.plain)
         same = all(self.small[name] is self.plain[name] for name in node.refs()) and node.name not in self.intervene
+        self.plain[node.name] = self._called(node, self.plain) if same or self.aims is None else None
         self.small[node.name] = self.plain[node.name] if same else [
             self.intervene.get(node.name, _as_is)(made) for made in self._called(node, self.small)]
 

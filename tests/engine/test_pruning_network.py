@@ -19,7 +19,7 @@ from cipm.pruning.consumers import Window, consumers
 from cipm.pruning.counts import parameter_count
 from cipm.pruning.kept import what_stays
 from cipm.pruning.network import group_curves, prunable
-from cipm.pruning.sequence import read_moments, refit, refit_alone
+from cipm.pruning.sequence import aim_numbers, read_aims, read_moments, refit, refit_alone
 from cipm.statistics.sampling import staggered
 from cipm.symmetry import Symmetry, SymmetryGroup, compare, discover_groups, example_inputs, prove
 from cipm.symmetry.walk import walk
@@ -102,6 +102,22 @@ def test_later_layers_make_up_for_what_earlier_ones_changed():
     small = shrink(sequence, symmetry, keep)
     assert compare((outputs(small.checkpoint, rows),), (outputs(sequence, rows),))[1] < 1e-5
     assert [tuple(small.checkpoint.tensors[f"{i}.weight"].shape) for i in (0, 2, 4, 6)] == [(12, 12), (10, 12), (8, 10), (4, 8)]
+
+
+def test_a_refit_with_aims_known_is_the_same():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 5, 3, padding=1, bias=False),
+                          nn.BatchNorm2d(5), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 9))  # more outputs than inputs
+    checkpoint, symmetry, rows = drawn(model, (2, 8, 8), 60)
+    found = consumers(checkpoint, symmetry)
+    aims = read_aims(checkpoint, found, rows)
+    sizes = {one.node: [tuple(part.shape) for part in aims[one.node]] for one in found}
+    assert list(sizes.values()) == [[(20 * 64, 5), (40 * 64, 5)], [(20, 5), (40, 5)]]  # of the last its inputs
+    assert aim_numbers(checkpoint, found) >= sum(part.numel() for one in aims.values() for part in one)
+    kept = staying(checkpoint, symmetry, {"0": [0, 2, 3, 6], "2": [0, 1, 4]})
+    anew, known = (refit(checkpoint, symmetry, kept, rows, aims=one)[0] for one in (None, aims))
+    for key, tensor in anew.tensors.items():
+        assert torch.allclose(tensor, known.tensors[key], atol=1e-6), key
 
 
 def test_the_cost_of_one_group_is_what_its_consumer_loses():
