@@ -17,6 +17,7 @@ from torch.fx import Graph, Node
 
 aten = torch.ops.aten
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+_SCATTERS = {aten.select.int: aten.select_scatter.default, aten.slice.Tensor: aten.slice_scatter.default}
 
 
 def rewrite(program: torch.export.ExportedProgram) -> bool:
@@ -118,14 +119,40 @@ def _same(graph: Graph, node: Node, x: Node, **_: Any) -> Node:
 
 
 def _in_place(graph: Graph, node: Node, **_: Any) -> Node:
-    """Compute a value anew where nothing else reads what the operator overwrites, now or through a view."""
-    x, op = node.args[0], node.target
+    """Compute a value anew where its operator overwrites it, or a part of one (a chain of slices); what reads the value later
+    reads the new one. Left to torch where a view that was taken before is read after."""
+    base, parts, op = node.args[0], [], node.target
+    while base.op == "call_function" and base.target in _SCATTERS:
+        parts.append(base)
+        base = base.args[0]
     name = op._schema.name.removeprefix("aten::")
     packet = getattr(aten, name.removesuffix("_"), None) if name.endswith("_") else None
-    if packet is None or op._overloadname not in packet.overloads() or not _fresh(x) or any(
-            user is not node and (user > node or _gives_back(user)) for user in x.users):
+    if packet is None or op._overloadname not in packet.overloads() or _promotes(node) or not _fresh(base) or (
+            parts and any(map(_gives_back, node.users))) or any(
+            user > node for view in _views(base, node) for user in view.users):
         raise _Unknown
-    return _call(graph, node.meta["val"], getattr(packet, op._overloadname), *node.args, **node.kwargs)
+    result = whole = _call(graph, node.meta["val"], getattr(packet, op._overloadname), *node.args, **node.kwargs)
+    for part in parts:
+        source = part.args[0]
+        whole = _call(graph, source.meta["val"], _SCATTERS[part.target], source, whole, *part.args[1:], **part.kwargs)
+    base.replace_all_uses_with(whole, delete_user_cb=lambda user: user > node)
+    return result
+
+
+def _promotes(node: Node) -> bool:
+    """Tell whether the functional operator might give another type than the value that is overwritten has."""
+    own, *others = (value.meta["val"] for value in node.all_input_nodes if isinstance(value.meta["val"], torch.Tensor))
+    return torch.Tag.pointwise in node.target.tags and any(other.dtype not in (own.dtype, torch.bool) for other in others)
+
+
+def _views(x: Node, end: Node) -> set[Node]:
+    """Return the values made of a value before some node that may share memory with it."""
+    found, waiting = set(), [x]
+    while waiting:
+        more = {user for user in waiting.pop().users if user < end and _gives_back(user)} - found
+        found |= more
+        waiting.extend(more)
+    return found
 
 
 def _fresh(x: Node) -> bool:
