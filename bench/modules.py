@@ -95,7 +95,7 @@ def over_noise(planting: Planting, draws: int = 3) -> None:
 def _one_draw(planting: Planting, samples: int, seed: int) -> list[tuple[str, float]]:
     x, truth, factors = planting.draw(samples, seed)
     c, halves = correlation([x]), (correlation([x[::2]]), correlation([x[1::2]]))
-    view = View(denoise(c, samples, residual=True).loadings, c)
+    view = View(denoise(c, samples, weak=True).loadings, c)
     tried = potts(view, resolutions(view.factors, False), False, 0) if view.factors.shape[1] else []
     ours = [("cipm", partition(c, samples=samples, halves=halves).labels),
             ("without halves", partition(c, samples=samples).labels)]
@@ -115,8 +115,8 @@ def scaling(units: int, samples: int = 4000) -> None:
     x = np.sqrt(np.float32(0.2)) * rng.standard_normal((samples, len(sizes)), dtype=np.float32)[:, truth]
     x += np.sqrt(np.float32(0.8)) * rng.standard_normal(x.shape, dtype=np.float32)
     began = time.perf_counter()
-    took, whole = timed(lambda: factors_of_samples(x, residual=True))
-    halves_took, halves = timed(lambda: tuple(factors_of_samples(x[i::2], count=whole.values.size) for i in (0, 1)))
+    took, whole = timed(lambda: factors_of_samples(x, weak=True))
+    halves_took, halves = timed(lambda: tuple(factors_of_samples(x[i::2], count=whole.strong, weak=True) for i in (0, 1)))
     found_took, found = timed(lambda: partition_factors(whole, halves, samples=samples))
     print(f"  {units:>6} units from samples: factors {took}, those of the halves {halves_took}, modules {found_took}, "
           f"together {time.perf_counter() - began:.2f} s, agreement {agreement(truth, found.labels):.3f}")

@@ -16,7 +16,7 @@ from cipm.statistics.spectrum import Factors, denoise
 
 CHANCE = 0.1  # agreement of the two halves below which the modules found are called noise
 EVERYTHING = 0.95  # a module with this share of the units says no more than that all correlate
-PLATEAU = 0.02  # settings whose agreement is this close to the best are equally good
+PLATEAU, NOISY = 0.02, 0.15  # as good as the best: that share of it less, and more where the halves are noisy
 NOTHING = "no factor stands above the noise of so many samples"
 DISAGREEMENT = "the two probe halves do not agree on any module"
 SCANNED = 2048  # more units than these: the setting is chosen on as many of them, evenly spread
@@ -91,7 +91,7 @@ def partition(correlation: np.ndarray, *, samples: int, resolution: float = 0.0,
     """
     whole, *split = (_checked(part, len(correlation)) for part in (correlation, *(halves or ())))
     reason = _nothing_to_see(len(whole), samples, resolution)
-    factors = None if reason else denoise(whole, samples, residual=True)
+    factors = None if reason else denoise(whole, samples, weak=True)
     if reason or not factors.values.size:
         return _none(len(whole), resolution, reason or NOTHING)
     seed = int((generator or np.random.default_rng(0)).integers(2**31))
@@ -100,7 +100,7 @@ def partition(correlation: np.ndarray, *, samples: int, resolution: float = 0.0,
         return _found([view], samples, resolution, clustering, seed)
     some = np.arange(len(whole)) if split else _evenly(len(whole))
     among = split or drawn_halves(whole[np.ix_(some, some)], samples, np.random.default_rng(seed))
-    parts = [View(denoise(part, samples // 2, count=factors.values.size).loadings, part) for part in among]
+    parts = [View(denoise(part, samples // 2, count=factors.strong, weak=True).loadings, part) for part in among]
     if split:
         return _found([view, *parts], samples, resolution, clustering, seed)
     return _by_drawn_halves(view, view.among(some), parts, samples, clustering, seed)
@@ -110,7 +110,7 @@ def partition_factors(whole: Factors, halves: tuple[Factors, Factors], *, sample
                       clustering: Clustering = Clustering(), generator: np.random.Generator | None = None) -> Partition:
     """Return the modules from factors alone, for groups whose correlation is not at hand or too large; see `partition`.
 
-    The factors are best taken with `residual`, the halves' as many as the whole's (`count`); see `factors_of_samples`.
+    The factors are best taken with `weak`, the halves' as many as the whole's (`count`); see `factors_of_samples`.
     What the correlation would say below the edge of noise is not used. Cost: seconds at 16,384 units.
     """
     reason = _nothing_to_see(len(whole.loadings), samples, resolution) or ("" if whole.values.size else NOTHING)
@@ -258,7 +258,7 @@ def _best_of_plateau(scores: np.ndarray, values: np.ndarray) -> int:
     than the whole, and noise favours higher resolutions.
     """
     top = scores.max()
-    good = scores >= top - PLATEAU - 0.1 * top * (1 - top)
+    good = scores >= top - max(top, 0) * (PLATEAU + NOISY * (1 - top))
     edges = np.flatnonzero(np.diff(np.r_[False, good, False].astype(int)))
     starts, stops = edges[::2], edges[1::2]
     widths = np.r_[values, values[-1]][stops] - values[starts]  # up to the first value that is no longer good

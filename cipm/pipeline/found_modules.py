@@ -63,8 +63,8 @@ def module_facts(context: Context, group: SymmetryGroup, alike: Similarity, foun
 def _levels(context: Context, group: SymmetryGroup, alike: Similarity, found: Partition) -> list[dict[str, Any]]:
     if group.blocks > 1 or group.size > LEVEL_UNITS or found.half_labels is None:
         return []
-    whole = denoise(alike.whole, alike.samples, residual=True)
-    halves = tuple(denoise(half, alike.samples // 2, count=whole.values.size) for half in alike.halves)
+    whole = denoise(alike.whole, alike.samples, weak=True)
+    halves = tuple(denoise(half, alike.samples // 2, count=whole.strong, weak=True) for half in alike.halves)
     found_levels = hierarchy(found, whole, halves, absolute=context.options.module_pairs == "absolute",
                              generator=np.random.default_rng(context.options.seed))
     return [level.to_json() | {"modules": int(level.labels.max()) + 1} for level in found_levels]

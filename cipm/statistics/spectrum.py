@@ -14,6 +14,7 @@ CACHED = 2**18  # numbers in float64 that a processor keeps close
 FIRST_ROWS = 256  # rows in which a unit that correlates with any mostly shows it
 BLOCK = 32  # directions by which that basis grows
 TOLERANCE = 5e-3  # residual of a converged eigenpair, relative to its eigenvalue
+WEAK = 16  # factors below the edge, at most
 Wanted = Callable[[np.ndarray], np.ndarray]  # of eigenvalues, largest first: the mask of those to have
 
 
@@ -21,12 +22,14 @@ Wanted = Callable[[np.ndarray], np.ndarray]  # of eigenvalues, largest first: th
 class Factors:
     """A correlation without its noise: `loadings` [units, factors] with C ≈ loadings @ loadings.T.
 
-    `values` [factors] are the eigenvalues above `edge`, largest first. Rows of dead units are zero.
+    `values` [factors] are the eigenvalues, largest first; the first `strong` of them stand above the edge of noise, which
+    is `edge` for units of unit variance. Rows of dead units are zero.
     """
 
     loadings: np.ndarray
     values: np.ndarray
     edge: float
+    strong: int
 
 
 def spectral_edge(units: int, samples: int) -> float:
@@ -45,25 +48,26 @@ def spectral_edge(units: int, samples: int) -> float:
     return float(centre + TRACY_WIDOM_99 * spread)
 
 
-def denoise(correlation: np.ndarray, samples: int, *, count: int | None = None, residual: bool = False) -> Factors:
+def denoise(correlation: np.ndarray, samples: int, *, count: int | None = None, weak: bool = False) -> Factors:
     """Return the factors of a correlation [units, units] above the edge of noise for so many samples.
 
     Dead units (no correlation with any other) are left out of the edge and get zero loadings. Signs are fixed: the
-    largest loading of each factor is positive. With `residual`, where any factor stands above the edge, those above the
-    edge of what these leave unexplained are taken too (the noise has less variance than the units). With `count` so
-    many factors are taken, wherever the edge is; fewer where no more are positive. Cost: units³ up to 1024 units, beyond
-    that units² × a few times the factors.
+    largest loading of each factor is positive. With `weak`, where any factor stands above the edge, those above the edge
+    of what these leave unexplained are strong too (the noise has less variance than the units), and as many again are
+    taken below it, at most 16: a sum over a module averages their noise out, and they hold modules that the edge hides.
+    With `count` so many factors are strong, wherever the edge is; fewer where no more are positive. Cost: units³ up to
+    1024 units, beyond that units² × a few times the factors.
     """
     live = np.flatnonzero(~isolated(correlation))
     edge = spectral_edge(max(live.size, 1), samples)
     if live.size < 2:
-        return Factors(np.zeros((len(correlation), 0)), np.zeros(0), edge)
+        return _no_factors(len(correlation), edge)
     matrix = correlation if live.size == len(correlation) else correlation[np.ix_(live, live)]
-    return _factors(*leading(matrix, _wanted(edge, live.size / max(samples - 1, 1), live.size, count, residual)), live,
-                    len(correlation), edge)
+    wanted = _wanted(edge, live.size / max(samples - 1, 1), live.size, count, weak)
+    return _factors(*leading(matrix, wanted, weak=weak), live, len(correlation), edge)
 
 
-def factors_of_samples(samples: np.ndarray, *, count: int | None = None, residual: bool = False) -> Factors:
+def factors_of_samples(samples: np.ndarray, *, count: int | None = None, weak: bool = False) -> Factors:
     """Return what `denoise` returns of the correlation of samples [samples, units], without forming it.
 
     Constant units get zero loadings. Cost: samples × units × a few times the factors; memory: the samples once more,
@@ -72,12 +76,13 @@ def factors_of_samples(samples: np.ndarray, *, count: int | None = None, residua
     z, live = _standardised(samples)
     edge = spectral_edge(max(live.size, 1), len(z))
     if live.size < 2 or len(z) < 2:
-        return Factors(np.zeros((samples.shape[1], 0)), np.zeros(0), edge)
-    wanted = _wanted(edge, live.size / (len(z) - 1), live.size, count, residual)
+        return _no_factors(samples.shape[1], edge)
+    wanted = _wanted(edge, live.size / (len(z) - 1), live.size, count, weak)
     if len(z) > EXACT_UNITS:
-        return _factors(*lanczos(lambda block: (block @ z.T) @ z, live.size, wanted), live, samples.shape[1], edge)
-    values, rows = leading(z @ z.T, wanted)
-    return _factors(values, z.T @ rows / np.sqrt(values), live, samples.shape[1], edge)
+        found = lanczos(lambda block: (block @ z.T) @ z, live.size, wanted, weak=weak)
+        return _factors(*found, live, samples.shape[1], edge)
+    values, rows, strong = leading(z @ z.T, wanted, weak=weak)
+    return _factors(values, z.T @ rows / np.sqrt(values), strong, live, samples.shape[1], edge)
 
 
 def _standardised(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -95,11 +100,11 @@ def _standardised(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return z, live
 
 
-def _wanted(edge: float, ratio: float, units: int, count: int | None, residual: bool) -> Wanted:
-    """Return which eigenvalues, largest first, are factors: so many, or those above the edge (of the residual)."""
+def _wanted(edge: float, ratio: float, units: int, count: int | None, weak: bool) -> Wanted:
+    """Return which eigenvalues, largest first, are strong: so many, or those above the edge (of the residual)."""
     if count is not None:
         return lambda values: np.arange(values.size) < count
-    if not residual:
+    if not weak:
         return lambda values: values > edge
     return lambda values: values > edge * _residual(values[values > edge], ratio, units)
 
@@ -116,11 +121,15 @@ def _residual(above: np.ndarray, ratio: float, units: int) -> float:
     return float(max(units - true.sum(), 0) / max(units - above.size, 1))
 
 
-def _factors(values: np.ndarray, vectors: np.ndarray, live: np.ndarray, units: int, edge: float) -> Factors:
+def _no_factors(units: int, edge: float) -> Factors:
+    return Factors(np.zeros((units, 0)), np.zeros(0), edge, 0)
+
+
+def _factors(values: np.ndarray, vectors: np.ndarray, strong: int, live: np.ndarray, units: int, edge: float) -> Factors:
     signs = np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(values.size)])
     loadings = np.zeros((units, values.size))
     loadings[live] = vectors * (signs * np.sqrt(values))
-    return Factors(loadings, values, edge)
+    return Factors(loadings, values, edge, strong)
 
 
 def isolated(correlation: np.ndarray) -> np.ndarray:
@@ -132,27 +141,32 @@ def isolated(correlation: np.ndarray) -> np.ndarray:
     return result
 
 
-def leading(matrix: np.ndarray, wanted: Wanted) -> tuple[np.ndarray, np.ndarray]:
-    """Return the wanted eigenvalues of a matrix without negative ones, largest first, and their vectors [units, values];
-    those that are not positive are left out.
+def leading(matrix: np.ndarray, wanted: Wanted, *, weak: bool = False) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return the wanted eigenvalues of a matrix without negative ones, largest first, their vectors [units, values], and
+    how many were wanted: with `weak` up to 16 more follow. Those that are not positive are left out.
     """
     n = len(matrix)
     if n > EXACT_UNITS:
         narrow = matrix.astype(np.float32, copy=False)
-        return lanczos(lambda block: block @ narrow, n, wanted)
-    count = _wanted_of(linalg.eigvalsh(matrix, check_finite=False)[::-1], wanted).sum()
+        return lanczos(lambda block: block @ narrow, n, wanted, weak=weak)
+    count, strong = _how_many(linalg.eigvalsh(matrix, check_finite=False)[::-1], wanted, weak)
     if count == 0:
-        return np.zeros(0), np.zeros((n, 0))
+        return np.zeros(0), np.zeros((n, 0)), 0
     values, vectors = linalg.eigh(matrix, driver="evr", check_finite=False, subset_by_index=(n - count, n - 1))
-    return values[::-1].astype(np.float64), vectors[:, ::-1].astype(np.float64)
+    return values[::-1].astype(np.float64), vectors[:, ::-1].astype(np.float64), strong
 
 
-def _wanted_of(values: np.ndarray, wanted: Wanted) -> np.ndarray:
-    return wanted(values) & (values > 1e-6)
+def _how_many(values: np.ndarray, wanted: Wanted, weak: bool) -> tuple[int, int]:
+    """Return how many of the eigenvalues, largest first, to take, and how many of them are wanted."""
+    positive = values > 1e-6
+    strong = int((wanted(values) & positive).sum())
+    return min(strong + weak * min(strong, WEAK), int(positive.sum())), strong
 
 
-def lanczos(apply: Callable[[np.ndarray], np.ndarray], units: int, wanted: Wanted) -> tuple[np.ndarray, np.ndarray]:
-    """Return the wanted eigenvalues, largest first, and their vectors [units, values].
+def lanczos(apply: Callable[[np.ndarray], np.ndarray], units: int, wanted: Wanted, *,
+            weak: bool = False) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return the wanted eigenvalues, largest first, their vectors [units, values], and how many were wanted: with `weak`
+    up to 16 more follow, as far as they have converged by then.
 
     Block Lanczos with full reorthogonalisation of a symmetric matrix without negative eigenvalues, which is given by the
     product of a float32 block [BLOCK, units] with it (rows: that product runs faster). It ends when all wanted pairs have
@@ -180,13 +194,14 @@ def lanczos(apply: Callable[[np.ndarray], np.ndarray], units: int, wanted: Wante
         if size > 1.2 * checked or size + width > units:
             checked = size
             values, vectors = (part[..., ::-1] for part in linalg.eigh(small, check_finite=False))
-            kept = np.flatnonzero(_wanted_of(values, wanted))
-            judged = kept if kept.size else np.zeros(1, dtype=np.int64)  # a small basis may miss them all
+            count, strong = _how_many(values, wanted, weak)
+            judged = slice(0, max(strong, 1))  # a small basis may miss them all
             error = np.linalg.norm(rest @ vectors[-width:, judged], axis=0)
-            converged = kept.size < size and (error <= TOLERANCE * values[judged]).all()
-            full = size + width > min(units, 4 * kept.size + 512) or np.abs(rest).max() < 1e-5 * values[0]
+            converged = strong < size and (error <= TOLERANCE * values[judged]).all()
+            full = size + width > min(units, 4 * strong + 512) or np.abs(rest).max() < 1e-5 * values[0]
             if converged or full:
-                return values[kept], (vectors[:, kept].T.astype(np.float32) @ basis[:size]).T.astype(np.float64)
+                taken = (vectors[:, :count].T.astype(np.float32) @ basis[:size]).T.astype(np.float64)
+                return values[:count], taken, strong
         if size + width > len(basis):
             basis = np.concatenate([basis, np.empty_like(basis)])
         basis[size:size + width] = following

@@ -56,13 +56,20 @@ def test_modules_are_found_where_clusterers_told_their_number_begin_to_fail():
     assert np.mean(theirs) < 0.92 and np.mean(ours) > 0.95, (theirs, ours)
 
 
+def test_modules_too_weak_for_a_factor_each_are_found():
+    x, truth = planted((43,) * 12, 150, 0.1, seed=0)
+    c, halves = halved(x)
+    assert denoise(c, 150).strong < 10
+    assert ari(truth, partition(c, samples=150, halves=halves).labels) > max(0.8, sklearn_best(x, c, truth, 12) - 0.05)
+
+
 @pytest.mark.parametrize("samples", [1000, 200])
 @pytest.mark.parametrize("given", [True, False], ids=["halves", "no halves"])
 def test_the_resolution_is_chosen_as_well_as_it_can_be(samples, given):
     x, truth = planted(UNEVEN[:10], samples, 0.2, loose=60, seed=1)
     c, halves = halved(x)
     chosen = ari(truth, partition(c, samples=samples, halves=halves if given else None).labels)
-    factors = denoise(c, samples, residual=True).loadings
+    factors = denoise(c, samples, weak=True).loadings
     view = View(factors, c)
     best = max(ari(truth, labels) for labels in potts(view, resolutions(factors, False), False, 0))
     assert chosen > best - 0.02 and best > 0.9
@@ -119,7 +126,7 @@ def test_opposite_units_belong_together_where_that_is_asked_for(method):
 def test_factors_of_samples_are_those_of_their_correlation():
     x, truth = planted((400, 300, 350, 150), 1500, 0.2, seed=4)
     x[:, 7] = 3.0
-    here, there = factors_of_samples(x, residual=True), denoise(correlation([x]), len(x), residual=True)
+    here, there = factors_of_samples(x, weak=True), denoise(correlation([x]), len(x), weak=True)
     assert here.values == pytest.approx(there.values, rel=1e-4) and (here.loadings[7] == 0).all()
     few = factors_of_samples(x[:200])
     assert few.values == pytest.approx(denoise(correlation([x[:200]]), 200).values, rel=1e-4)
@@ -129,8 +136,8 @@ def test_factors_of_samples_are_those_of_their_correlation():
 def test_many_units_from_samples_alone():
     """More units than the resolution is tried on and than any start with; no matrix of pairs is formed."""
     x, truth = planted((100,) * 40, 600, 0.3, seed=5)
-    whole = factors_of_samples(x, residual=True)
-    halves = tuple(factors_of_samples(x[i::2], count=whole.values.size) for i in (0, 1))
+    whole = factors_of_samples(x, weak=True)
+    halves = tuple(factors_of_samples(x[i::2], count=whole.strong, weak=True) for i in (0, 1))
     found = partition_factors(whole, halves, samples=len(x))
     assert ari(truth, found.labels) > 0.98 and found.stability > 0.9 and "tried on 2048 of 4000" in found.how
 
@@ -161,8 +168,8 @@ def test_levels_are_nested_and_found_where_they_are_planted(pairs):
     if pairs == "absolute":
         x = x * np.where(np.random.default_rng(1).random(fine.size) < 0.5, -1, 1)
     c, halves = halved(x)
-    whole = denoise(c, len(x), residual=True)
-    split = tuple(denoise(half, len(x) // 2, count=whole.values.size) for half in halves)
+    whole = denoise(c, len(x), weak=True)
+    split = tuple(denoise(half, len(x) // 2, count=whole.strong, weak=True) for half in halves)
     found = partition(c, samples=len(x), halves=halves, clustering=Clustering(pairs=pairs))
     levels = hierarchy(found, whole, split, absolute=pairs == "absolute")
     assert any(np.array_equal(level.labels, found.labels) for level in levels)

@@ -31,3 +31,16 @@ def test_factors_equal_the_dense_solvers(c, samples):
     assert found.values == pytest.approx(values[above][::-1], rel=1e-4)
     np.testing.assert_allclose(found.loadings @ found.loadings.T, (vectors[:, above] * values[above]) @ vectors[:, above].T,
                                atol=0.02)
+
+
+@pytest.mark.parametrize("units", [300, 1100])
+def test_weak_factors_follow_the_strong_ones(units):
+    x = np.random.default_rng(0).standard_normal((400, units))
+    x[:, :200] += np.repeat(np.random.default_rng(1).standard_normal((400, 4)), 50, axis=1)
+    c = np.corrcoef(x.T)
+    strict, found = denoise(c, 400), denoise(c, 400, weak=True)
+    assert strict.strong == strict.values.size == found.strong == 4 and found.values.size == 8
+    np.testing.assert_allclose(found.values[:4], strict.values, rtol=1e-4)
+    assert found.values[4:].max() < found.edge and (np.diff(found.values) <= 0).all()
+    more = denoise(c, 400, count=30, weak=True)
+    assert (more.strong, more.values.size) == (30, 46)
