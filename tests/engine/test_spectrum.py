@@ -39,7 +39,7 @@ def test_weak_factors_follow_the_strong_ones(units):
     x[:, :200] += np.repeat(np.random.default_rng(1).standard_normal((400, 4)), 50, axis=1)
     c = np.corrcoef(x.T)
     strict, found = denoise(c, 400), denoise(c, 400, weak=True)
-    assert strict.strong == strict.values.size == found.strong == 4 and found.values.size == 8
+    assert strict.strong == strict.values.size == 4 <= found.strong and found.values.size == 2 * found.strong
     np.testing.assert_allclose(found.values[:4], strict.values, rtol=1e-4)
     assert found.values[4:].max() < found.edge and (np.diff(found.values) <= 0).all()
     more = denoise(c, 400, count=30, weak=True)
