@@ -29,8 +29,8 @@ COLLECTING = ("batch_rows", "positions", "max_width", "statistics_memory", "shar
 SEGMENT_ROWS, MOST_SEGMENTS = 2048, 64
 
 STAGES: dict[str, Stage] = {
-    "open": Stage(4, (MODEL,)),
-    "discover": Stage(7, ("open",), ("seed", "proof_draws")),
+    "open": Stage(5, (MODEL,)),
+    "discover": Stage(8, ("open",), ("seed", "proof_draws")),
     "probe": Stage(2, (PROBE, "open"), ("max_rows",)),
     "shard": Stage(3, ("open", "discover", "probe"), COLLECTING, ("shard",)),
     "collect": Stage(5, ("open", "discover", "probe"), COLLECTING),

@@ -17,6 +17,7 @@ from cipm.symmetry.probing import probe_notes
 from cipm.symmetry.refine import find_candidates, told_apart
 from cipm.symmetry.shapes import Observed, observe
 from cipm.symmetry.structure import Family, Structure, Table, build_structure, find_families, unique_pairs, unit_places
+from cipm.symmetry.unread import without_unread
 from cipm.symmetry.walk import Spot, Walk, example_inputs, walk
 from cipm.trace.graph import Graph
 
@@ -48,7 +49,7 @@ def _finest(checkpoint: Checkpoint,
             inputs: Mapping[str, torch.Tensor]) -> tuple[Walk, Structure, list[Family], list[str]]:
     """Walk, and walk again with finer labels where units may be told apart for every slice of a stack."""
     observed = observe(checkpoint, inputs)
-    first = walked, structure, families = _walked(checkpoint, inputs, observed, {})
+    first = walked, structure, families, unread = _walked(checkpoint, inputs, observed, {})
     candidates, many = find_candidates(checkpoint, walked, structure, families, _filters(checkpoint.graph))
     notes = [f"{many} stack{'s' * (many > 1)} of tensors {'have' if many > 1 else 'has'} too many units to tell those of "
              "its slices apart: they move alike"] if many else []
@@ -57,18 +58,18 @@ def _finest(checkpoint: Checkpoint,
             break
         views = {spot: view for candidate in candidates for spot, view in candidate.views.items()}
         made = _walked(checkpoint, inputs, observed, views)
-        held = [candidate for candidate in candidates if told_apart(candidate, *made)]
+        held = [candidate for candidate in candidates if told_apart(candidate, *made[:3])]
         if len(held) == len(candidates):
-            return *made, notes
+            return *made[:3], notes + unread
         candidates = held
-    return *first, notes
+    return *first[:3], notes + unread
 
 
 def _walked(checkpoint: Checkpoint, inputs: Mapping[str, torch.Tensor], observed: Observed,
-            views: Mapping[Spot, View]) -> tuple[Walk, Structure, list[Family]]:
+            views: Mapping[Spot, View]) -> tuple[Walk, Structure, list[Family], list[str]]:
     walked = walk(checkpoint, inputs, views=views, observed=observed)
     structure = build_structure(walked)
-    return walked, structure, find_families(structure)
+    return walked, structure, *without_unread(checkpoint.graph, walked, structure, find_families(structure))
 
 
 def _carried(families: Sequence[Family], names: Mapping[Family, str], structure: Structure,

@@ -44,11 +44,14 @@ def find_candidates(checkpoint: Checkpoint, walked: Walk, structure: Structure, 
     `slid` are the tensors that convolutions slide.
     """
     found = []
+    moves = _moves(structure, families)
     for family in families:
         places = {structure.axes[number]: index for number, index in unit_places(structure, family.units).items()}
         views = _views(checkpoint, walked, structure, places, slid)
         if views:
-            found.append(Candidate(views, {spot: index for spot, index in places.items()}))
+            slices = {(key, view.axes[0]) for (key, _), view in views.items()}
+            found.append(Candidate(views, places | {
+                spot: np.flatnonzero(moves[structure.class_of[walked.atoms[spot]]]) for spot in slices if spot not in places}))
     found = [candidate for candidate in found if not any(_crosses(candidate, other) for other in found)]
     owner = walked.owners() if walked.book.offers else {}
     taken = {spot for candidate in found for spot in candidate.views}
@@ -72,8 +75,7 @@ def _crosses(candidate: Candidate, other: Candidate) -> bool:
 
 def told_apart(candidate: Candidate, walked: Walk, structure: Structure, families: Sequence[Family]) -> bool:
     """Tell whether every slice has units of its own in the second walk, and nothing that moved moves no more."""
-    moves = np.zeros(structure.pin.size, bool)
-    moves[np.concatenate([np.zeros(0, np.int64), *(structure.members(family.units)[1] for family in families)])] = True
+    moves = _moves(structure, families)
     for spot, positions in candidate.moving.items():
         classes = structure.class_of[walked.atoms[spot]][..., np.unique(positions)]
         if not moves[classes].all():
@@ -81,6 +83,13 @@ def told_apart(candidate: Candidate, walked: Walk, structure: Structure, familie
         if spot in candidate.views and (np.diff(np.sort(classes, axis=0), axis=0) == 0).any():
             return False
     return True
+
+
+def _moves(structure: Structure, families: Sequence[Family]) -> np.ndarray:
+    """Return for every class whether it moves."""
+    moves = np.zeros(structure.pin.size, bool)
+    moves[np.concatenate([np.zeros(0, np.int64), *(structure.members(family.units)[1] for family in families)])] = True
+    return moves
 
 
 def _views(checkpoint: Checkpoint, walked: Walk, structure: Structure, places: Mapping[Spot, np.ndarray],

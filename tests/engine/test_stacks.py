@@ -201,6 +201,32 @@ def test_too_many_units_to_be_told_apart_move_alike_and_the_notes_say_so(monkeyp
     assert symmetry.notes == ("1 stack of tensors has too many units to tell those of its slices apart: they move alike",)
 
 
+class Placed(nn.Module):
+    """Words and five of the nine places of a table, a hidden layer, and a sum over a table of which every row is read."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.places = nn.Embedding(11, 6), nn.Parameter(torch.randn(9, 6))
+        self.hidden, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.summed = nn.Parameter(torch.randn(4, 6))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens) + self.places[:5] + self.summed.exp().sum(0)
+        return self.head(self.hidden(x).tanh())
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_rows_that_no_op_reads_are_no_group_and_cost_none(monkeypatch: pytest.MonkeyPatch, kept: bool) -> None:
+    if kept:  # as they were a group, telling them apart for every direction of the stream would hold the stream
+        monkeypatch.setattr("cipm.symmetry.discover.without_unread", lambda *facts: (list(facts[-1]), []))
+    symmetry = discover_groups(checkpoint_of(Placed(), tokens(11)[:, :5]))
+    moving = {(place.tensor, place.axis): group.size for group in symmetry.groups for place in group.places}
+    assert moving["places", 1] == 6 and moving["hidden.weight", 0] == 8 and ("summed", 0) in moving
+    assert (("places", 0) in moving) is kept
+    assert symmetry.notes == (() if kept else (
+        "Positions that no op reads may hold anything, and are no group: 4 of 9 of 'places' (axis 0).",))
+
+
 def test_a_view_moves_what_numpy_moves() -> None:
     generator = np.random.default_rng(0)
     for shape, axes in (((3, 4, 5), (0, 2)), ((3, 4, 5), (2, 0)), ((3, 4), (0, 1)), ((2, 3, 4, 5), (0, 2))):
