@@ -41,7 +41,7 @@ STAGES: dict[str, Stage] = {
                     ("measured_points", "measured_rows", "batch_rows", "statistics_memory", "seed", "device")),
     "view": Stage(5, ("open", "discover", "probe", "collect", "organize", "whatif")),
     "measure": Stage(2, ("open", "discover", "probe", "whatif"), ("batch_rows", "seed", "device"), ("keep",)),
-    "prune": Stage(2, (MODEL, "open", "discover", "probe", "whatif"), ("batch_rows", "seed", "device"), ("keep", "form")),
+    "prune": Stage(3, (MODEL, "open", "discover", "probe", "whatif"), ("batch_rows", "seed", "device"), ("keep", "form")),
     "export": Stage(1, (MODEL, "open", "discover", "organize"), (), ("order",)),
 }
 

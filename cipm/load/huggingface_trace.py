@@ -57,13 +57,17 @@ class _Tensors(torch.nn.Module):
 
     def _tensors(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         with self.chunks if self.watched else nullcontext():
-            output = self.model(**inputs)
-        if isinstance(output, torch.Tensor):
-            return (output,)
-        if isinstance(output, dict):
-            left_out = _BY_PRODUCTS if "logits" in output else ()
-            output = [value for name, value in output.items() if name not in left_out]
-        return tuple(value for value in output if isinstance(value, torch.Tensor))
+            return output_tensors(self.model(**inputs))
+
+
+def output_tensors(output: Any) -> tuple[torch.Tensor, ...]:
+    """Return the tensors of what a model gives, in order, as they are the outputs of its graph."""
+    if isinstance(output, torch.Tensor):
+        return (output,)
+    if isinstance(output, dict):
+        left_out = _BY_PRODUCTS if "logits" in output else ()
+        output = [value for name, value in output.items() if name not in left_out]
+    return tuple(value for value in output if isinstance(value, torch.Tensor))
 
 
 def trace(model: Any, dtype: torch.dtype, rows: Mapping[str, Sequence[int]] | None = None,

@@ -7,22 +7,19 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cipm.allocation import SESSION_FILE, Session, Sizes, read_session
 from cipm.export import export_pruned
 from cipm.load import Checkpoint
 from cipm.pipeline.context import Context
-from cipm.pipeline.latency import ROWS, Inputs, in_onnx, latency, onnx_call, runtime_is_there
+from cipm.pipeline.latency import ROWS, in_onnx, latency
 from cipm.pipeline.reference import LOSSES
 from cipm.pipeline.refitting import Pruned, Refitter
+from cipm.pipeline.runtimes import in_runtime
+from cipm.pipeline.streams import turned_for
 from cipm.pruning import shrink
+from cipm.pruning.shrink import left_out
 from cipm.pruning.work import work
-from cipm.symmetry import TOLERANCE, compare
-from cipm.trace import run
-
-ROUNDING = 1e-4
-"""Most that outputs in float32 may differ, relative to the largest, where two runtimes sum in other orders."""
+from cipm.symmetry import TOLERANCE
 
 
 def prune(context: Context, folder: Path) -> None:
@@ -31,10 +28,11 @@ def prune(context: Context, folder: Path) -> None:
     session = Session.from_json(known)
     sizes = session.checked(context.request["keep"])
     form = context.request["form"]
+    context, units, said = turned_for(context, session, sizes)
     refitter = Refitter(context, rows=known["rows"])
-    made = refitter.made(session.units_kept(sizes))
+    made = refitter.made(units)
     facts = write_smaller(refitter, made, sizes, folder / _file_name(context.checkpoint, form), form=form,
-                          predicted=session.losses(sizes), notes=known["notes"])
+                          predicted=session.losses(sizes), notes=[*said, *known["notes"]])
     out = folder / facts.pop("filename")
     size = sum(f.stat().st_size for f in out.rglob("*")) if out.is_dir() else out.stat().st_size
     record = {"filename": out.name, "size": size, "certificate": facts.pop("certificate"), "facts": facts}
@@ -58,20 +56,12 @@ def write_smaller(refitter: Refitter, made: Pruned, sizes: Sizes, out: Path, *, 
                               "tolerance": TOLERANCE, "passed": shrunk.max_rel <= TOLERANCE}}
     written = export_pruned(shrunk, context.request["model"], out, form=form, details=facts)
     few = {name: tensor[:ROWS] for name, tensor in refitter.rows[0].items()}
-    if written.suffix == ".onnx" and runtime_is_there():
-        certificate["runtime"] = in_runtime(written, shrunk.checkpoint, few)
+    masked = left_out(made.checkpoint.graph, refitter.kept(made.keep))
+    checked = in_runtime(written, form or whole.format, shrunk.checkpoint, made.checkpoint, masked, few)
+    certificate |= {"runtime": checked} if checked else {}
     files = (Path(context.request["model"]), written) if in_onnx(whole, form) else None
     times = latency(whole, shrunk.checkpoint, files, few, before)
     return {"filename": written.name, **facts, "latency": times, "certificate": certificate}
-
-
-def in_runtime(file: Path, checkpoint: Checkpoint, inputs: Inputs) -> dict[str, Any]:
-    """Return how far the outputs of an ONNX file in onnxruntime are from the model's that it was written of, on some rows."""
-    made = [torch.from_numpy(output) for output in onnx_call(file, inputs)()]
-    own = [output for output in run(checkpoint.graph, checkpoint.tensors, checkpoint.constants, inputs) if output is not None]
-    absolute, relative = compare(own, made)
-    return {"runtime": "onnxruntime", "max_abs": absolute, "max_rel": relative, "rows": len(next(iter(inputs.values()))),
-            "tolerance": ROUNDING, "passed": relative <= ROUNDING}
 
 
 def _flops(checkpoint: Checkpoint, refitter: Refitter) -> int:
