@@ -18,6 +18,7 @@ from peers.memory import resident
 from sklearn.cluster import HDBSCAN, AgglomerativeClustering, KMeans, SpectralClustering
 from sklearn.metrics import adjusted_rand_score
 
+from cipm.compiled import side_by_side
 from cipm.modules import Clustering, partition, partition_factors
 from cipm.modules.methods import View, potts, resolutions
 from cipm.statistics import correlation
@@ -116,7 +117,8 @@ def scaling(units: int, samples: int = 4000) -> None:
     x += np.sqrt(np.float32(0.8)) * rng.standard_normal(x.shape, dtype=np.float32)
     began = time.perf_counter()
     took, whole = timed(lambda: factors_of_samples(x, weak=True))
-    halves_took, halves = timed(lambda: tuple(factors_of_samples(x[i::2], count=whole.strong, weak=True) for i in (0, 1)))
+    halves_took, halves = timed(lambda: tuple(side_by_side(
+        lambda half: factors_of_samples(half, count=whole.strong, weak=True), (x[::2], x[1::2]))))
     found_took, found = timed(lambda: partition_factors(whole, halves, samples=samples))
     print(f"  {units:>6} units from samples: factors {took}, those of the halves {halves_took}, modules {found_took}, "
           f"together {time.perf_counter() - began:.2f} s, agreement {agreement(truth, found.labels):.3f}")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, wraps
+from functools import cache, cached_property, wraps
 from typing import Any, TypeVar
 
 import torch
+from threadpoolctl import ThreadpoolController
 
 Part, Result = TypeVar("Part"), TypeVar("Result")
 
@@ -50,10 +51,16 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 def side_by_side(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
     """Return what `work` makes of each part, worked on in as many threads as torch may use.
 
-    Worth it where compiled loops do the work: they do not hold Python's lock.
+    Worth it where compiled loops or matrix products do the work: they do not hold Python's lock. A product has one thread
+    meanwhile: narrow ones gain little by more.
     """
     threads = min(len(parts), torch.get_num_threads())
     if threads < 2:
         return [work(part) for part in parts]
-    with ThreadPoolExecutor(threads) as pool:
+    with _pools().limit(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
         return list(pool.map(work, parts))
+
+
+@cache
+def _pools() -> ThreadpoolController:
+    return ThreadpoolController()

@@ -100,7 +100,7 @@ def partition(correlation: np.ndarray, *, samples: int, resolution: float = 0.0,
         return _found([view], samples, resolution, clustering, seed)
     some = np.arange(len(whole)) if split else _evenly(len(whole))
     among = split or drawn_halves(whole[np.ix_(some, some)], samples, np.random.default_rng(seed))
-    parts = [View(denoise(part, samples // 2, count=factors.strong, weak=True).loadings, part) for part in among]
+    parts = side_by_side(lambda part: View(denoise(part, samples // 2, count=factors.strong, weak=True).loadings, part), among)
     if split:
         return _found([view, *parts], samples, resolution, clustering, seed)
     return _by_drawn_halves(view, view.among(some), parts, samples, clustering, seed)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from cipm.compiled import side_by_side
 from cipm.modules import Clustering, TopSamples, describe_modules, hierarchy, interactions, partition, unit_weights
 from cipm.modules.partition import Partition
 from cipm.pipeline.context import Context
@@ -64,7 +65,7 @@ def _levels(context: Context, group: SymmetryGroup, alike: Similarity, found: Pa
     if group.blocks > 1 or group.size > LEVEL_UNITS or found.half_labels is None:
         return []
     whole = denoise(alike.whole, alike.samples, weak=True)
-    halves = tuple(denoise(half, alike.samples // 2, count=whole.strong, weak=True) for half in alike.halves)
+    halves = tuple(side_by_side(lambda half: denoise(half, alike.samples // 2, count=whole.strong, weak=True), alike.halves))
     found_levels = hierarchy(found, whole, halves, absolute=context.options.module_pairs == "absolute",
                              generator=np.random.default_rng(context.options.seed))
     return [level.to_json() | {"modules": int(level.labels.max()) + 1} for level in found_levels]
