@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -250,7 +250,8 @@ class Session:
     `kinds` are the losses predicted, the one that budgets are spread by first; `baseline` is the whole model's loss;
     orders[group] are its units, removed first first; whole[kind] are the lines through networks measured, by their `total`;
     `counts` are quantities by name, `forms` the formats of smaller checkpoints; `power` says how rises add up (`total`);
-    `frontier` what the front of the first kind of loss loses at how many parameters. Made from a session file
+    `frontier` what the front of the first kind of loss loses at how many parameters; `turned` names the groups that are a
+    stream by principal direction, and that stream: a what-if cuts it by one of both. Made from a session file
     (docs/design.md), or while that comes to be.
     """
 
@@ -265,6 +266,7 @@ class Session:
     forms: Sequence[str] = ()
     power: float = TOGETHER
     frontier: Line = ()
+    turned: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Session:
@@ -275,7 +277,8 @@ class Session:
         orders = {group["name"]: np.array(group["removal_order"]) for group in value["groups"]}
         counts = {name: Count.from_json(count, sizes) for name, count in value["counts"].items()}
         return Session(groups, value["unavailable"], tuple(value["kinds"]), value["baseline"]["loss"], rises, orders,
-                       value["whole"], counts, tuple(value["forms"]), value["power"], value["frontier"])
+                       value["whole"], counts, tuple(value["forms"]), value["power"], value["frontier"],
+                       {group["name"]: group["of"] for group in value["groups"] if group.get("of")})
 
     def checked(self, keep: Mapping[str, object], locked: Collection[str] = ()) -> dict[str, int]:
         """Return a what-if without the groups that stay whole, in the groups' order. Raises OptionError where a group is not
@@ -284,8 +287,12 @@ class Session:
         held = next((name for name in locked if name in keep and keep[name] != self.groups[name].size), None)
         if held is not None:
             raise OptionError(f"Group {held} is locked and stays whole; it cannot keep {keep[held]!r} units.", where=held)
-        return {name: units for name, group in self.groups.items()
-                if name in keep and (units := checked(name, group, keep[name])) < group.size}
+        found = {name: units for name, group in self.groups.items()
+                 if name in keep and (units := checked(name, group, keep[name])) < group.size}
+        both = next((name for name, of in self.turned.items() if name in found and of in found), None)
+        if both is not None:
+            raise OptionError(f"{both} and {self.turned[both]} are the same stream: cut it by one of both.", where=both)
+        return found
 
     def check_names(self, names: Iterable[str]) -> None:
         """Raise OptionError where one is no group that can be made smaller, with the reason."""
@@ -316,21 +323,36 @@ class Session:
         """Return how far off the front a what-if is (`calibration.excess`)."""
         return excess(self.frontier, self.counts["parameters"](keep), self.total(self.kinds[0], keep))
 
-    def along_front(self) -> list[list[float]]:
+    def along_front(self, locked: Collection[str] = (), sizes: Sizes | None = None,
+                    turned: Collection[str] = ()) -> list[list[float]]:
         """Return what choices along the front of parameters have of them and lose together, by rising parameters."""
-        choices = thinned(self.front("parameters"))
+        choices = thinned(self.front("parameters", locked, sizes, turned))
         return [[choice.count, self.total(self.kinds[0], choice.keep)] for choice in choices[::-1]]
+
+    def held(self, locked: Collection[str] = (), sizes: Sizes | None = None, turned: Collection[str] = ()) -> Session:
+        """Return the session for what-ifs with these groups locked or at these sizes: the front that they are on or off is that
+        of the groups left free. Where none is free, it is that of all."""
+        along = self.along_front(locked, sizes, turned) if locked or sizes or turned else []
+        return replace(self, frontier=along) if len(along) > 1 else self
 
     def losses(self, keep: Sizes) -> dict[str, float]:
         """Return the predicted KL to the original, where there is one, and the predicted loss itself."""
         return {kind: rise + (self.baseline if kind == "loss" else 0.0) for kind, rise in self.predicted(keep).items()}
 
-    def front(self, count: str, locked: Collection[str] = (), sizes: Sizes | None = None) -> tuple[Choice, ...]:
-        """Return the Pareto front of loss against this count, from the whole model to the smallest."""
+    def front(self, count: str, locked: Collection[str] = (), sizes: Sizes | None = None,
+              turned: Collection[str] = ()) -> tuple[Choice, ...]:
+        """Return the Pareto front of loss against this count, from the whole model to the smallest; streams that are `turned`,
+        or have a size by direction, go by direction, the others by coordinate."""
         if count not in self.counts:
             raise OptionError(f"There is no count {count!r}; there are {', '.join(self.counts)}.", where="count")
-        self.check_names([*locked, *(sizes or {})])
-        return front(self.rises[self.kinds[0]], self.counts[count], self.groups, locked=locked, overrides=sizes)
+        sizes = dict(sizes or {})
+        self.check_names([*locked, *sizes, *turned])
+        other = {of if name in turned or name in sizes else name for name, of in self.turned.items()}
+        both = next((name for name in sizes if name in other), None)
+        if both is not None:
+            raise OptionError(f"The stream of {both} cannot be cut by coordinate and by direction at once.", where=both)
+        groups = {name: group for name, group in self.groups.items() if name not in other}
+        return front(self.rises[self.kinds[0]], self.counts[count], groups, locked=set(locked) - other, overrides=sizes)
 
     def listed(self, choices: Sequence[Choice]) -> list[dict[str, Any]]:
         """Return the choices of a front as {keep, count, rises}, at most FRONT_CHOICES."""

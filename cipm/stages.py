@@ -37,10 +37,10 @@ STAGES: dict[str, Stage] = {
     "organize": Stage(5, ("open", "discover", "probe", "collect"),
                       ("resolution", "module_method", "module_pairs", "module_count", "seed", "batch_rows", "positions",
                        "statistics_memory", "device")),
-    "whatif": Stage(9, ("open", "discover", "probe"),
+    "whatif": Stage(10, ("open", "discover", "probe"),
                     ("measured_points", "measured_rows", "batch_rows", "statistics_memory", "seed", "device")),
     "view": Stage(5, ("open", "discover", "probe", "collect", "organize", "whatif")),
-    "measure": Stage(2, ("open", "discover", "probe", "whatif"), ("batch_rows", "seed", "device"), ("keep",)),
+    "measure": Stage(3, ("open", "discover", "probe", "whatif"), ("batch_rows", "seed", "device"), ("keep",)),
     "prune": Stage(3, (MODEL, "open", "discover", "probe", "whatif"), ("batch_rows", "seed", "device"), ("keep", "form")),
     "export": Stage(1, (MODEL, "open", "discover", "organize"), (), ("order",)),
 }

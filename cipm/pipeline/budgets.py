@@ -38,6 +38,7 @@ def choose(pruner: Pruner, budget: str, value: float, *, locked: Collection[str]
         why = "; ".join(f"{name}: {reason}" for name, reason in pruner.reasons.items()) or "it has no free units."
         raise OptionError(f"No group of this model can be made smaller: {why}")
     pruner.session.checked(sizes or {}, locked)
+    pruner.hold(locked, sizes)
     if budget == "keep":
         wanted = {**pruner.even(value, locked), **(sizes or {})}
         if any(size < pruner.groups[name].size for name, size in wanted.items()):

@@ -66,6 +66,7 @@ class Pruner:
     def __init__(self, context: Context, wholes: int = 10, stage: str = "whatif"):
         self.context, self.stage, self.wholes = context, stage, wholes
         self.points: list[Point] = []
+        self._held: tuple[tuple[str, ...], Sizes] = (), {}
         self._known: list[Point] = []
         known = Refitter(context)
         self._found, self._labels = known.consumers, known.labels
@@ -106,7 +107,7 @@ class Pruner:
         roots = np.sqrt(MOST_SHARE), np.sqrt(LEAST_SHARE)
         return tuple(float(np.interp(at, (0, 1), roots)) ** 2 for at in between)
 
-    @property
+    @cached_property
     def in_sequence(self) -> bool:
         """Tell whether groups are measured alone as whole networks are, all that comes behind them refitted too."""
         return len(self.groups) * len(self.shares) * self.refitter.work <= ALONE_FLOPS
@@ -128,10 +129,21 @@ class Pruner:
         return {"parameters": parameter_count(checkpoint, symmetry), "flops": flop_count(self._labels, self.refitter.few_rows),
                 "bytes": byte_count(checkpoint, symmetry)}
 
+    def rises(self, kind: str) -> dict[str, np.ndarray]:
+        """Return the predicted rise [size + 1] of a loss where a group alone keeps so many units."""
+        return {name: self._calibrated(kind, one, one.measured) for name, one in self.alone.items()}
+
+    def beside(self, context: Context, name: str) -> Pruner:
+        """Return what is known of one group of another model of the same function, measured on the same rows and alike."""
+        other = Pruner(replace(context, emit=lambda event: None), 0, self.stage)
+        other.groups = {name: other.groups[name]}
+        other.refitter = Refitter(other.context, rows=self.refitter.reference.rows, labels=other._labels)
+        other.in_sequence = self.in_sequence
+        return other
+
     @cached_property
     def _alone_only(self) -> Session:
-        rises = {kind: {name: self._calibrated(kind, one, one.measured) for name, one in self.alone.items()}
-                 for kind in self.kinds}
+        rises = {kind: self.rises(kind) for kind in self.kinds}
         orders = {name: one.curve.removal_order for name, one in self.alone.items()}
         alone = Session(self.groups, self.reasons, self.kinds, self.base["loss"], rises, orders, {}, self.counts,
                         forms(self.context.checkpoint))
@@ -140,7 +152,7 @@ class Pruner:
     @property
     def session(self) -> Session:
         """Return what predicts, from the groups alone and the whole networks that are to be known."""
-        alone = self._alone_only
+        alone = self._alone_only.held(*self._held)
         return replace(alone, whole={
             kind: lines((alone.total(kind, point.keep), self._rise(kind, point), alone.excess(point.keep))
                         for point in self._known) for kind in self.kinds})
@@ -165,6 +177,10 @@ class Pruner:
         self.context.progress(self.stage, len(self.groups) + self.wholes, "what-ifs")(
             min(len(self.groups) + len(self.points), len(self.groups) + self.wholes))
         return self.points[-1]
+
+    def hold(self, locked: Iterable[str], sizes: Sizes | None) -> None:
+        """Let predictions be those of what-ifs with these groups locked or at these sizes (`Session.held`)."""
+        self._held = tuple(locked), dict(sizes or {})
 
     def remember(self, point: Point) -> None:
         """Let later predictions know of a whole network that was measured."""

@@ -14,8 +14,9 @@ from cipm.pipeline.context import Context
 from cipm.pipeline.pruning import ROWS_NEEDED, Point, Pruner
 from cipm.pipeline.reference import LOSSES
 from cipm.pipeline.refitting import Refitter
+from cipm.pipeline.streams import by_direction, counted, directions
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 ALONG = len(FRONT_SHARES)
 CALIBRATING = ALONG + len(WHOLE_SHARES)
 HELD_BACK = 7
@@ -53,9 +54,13 @@ def session_facts(pruner: Pruner) -> dict[str, Any]:
     pruner.calibrate(calibrating(pruner)[:max(ALONG, pruner.wholes)])
     held = [pruner.point(keep) for keep in _held_back(pruner)]
     advice, session = _advice(pruner), pruner.session
+    turned, reasons = directions(pruner)
+    both = ([(pruner, name, None), *([(turned[name], name, name)] if name in turned else [])] for name in pruner.groups)
+    counts = {name: count.to_json() for name, count in session.counts.items()}
     return facts | {
-        "groups": [_group(pruner, name) for name in pruner.groups],
-        "counts": {name: {**count.to_json(), "unit": UNITS[name]} for name, count in session.counts.items()},
+        "groups": [_group(*one) for some in both for one in some], "unavailable": pruner.reasons | reasons,
+        "counts": {name: {**count, "terms": counted(count["terms"], turned), "unit": UNITS[name]}
+                   for name, count in counts.items()},
         "whole": session.whole, "frontier": session.frontier,
         "points": [_point(point) for point in pruner.points],
         "band": {kind: _band(pruner, kind, held) for kind in pruner.kinds},
@@ -73,12 +78,13 @@ def _baseline(pruner: Pruner) -> dict[str, Any]:
     return {name: baseline[name] for name in ("loss_kind", "loss", "accuracy", "perplexity", "rows")}
 
 
-def _group(pruner: Pruner, name: str) -> dict[str, Any]:
+def _group(pruner: Pruner, name: str, of: str | None) -> dict[str, Any]:
     group, one = pruner.groups[name], pruner.alone[name]
-    return {"name": name, "kind": group.kind, "size": group.size, "blocks": group.blocks, "least": fewest(group),
+    return {"name": by_direction(of) if of else name, "of": of, "kind": "principal directions" if of else group.kind,
+            "size": group.size, "blocks": group.blocks, "least": fewest(group),
             "level": group.parent if group.parent in pruner.groups else None,
             "removal_order": one.curve.removal_order.tolist(),
-            "rises": {kind: pruner.session.rises[kind][name].tolist() for kind in pruner.kinds},
+            "rises": {kind: pruner.rises(kind)[name].tolist() for kind in pruner.kinds},
             "measured": [{field: point[field] for field in ("keep", *LOSSES)} for point in one.measured],
             "notes": list(one.curve.notes)}
 

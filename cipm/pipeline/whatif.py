@@ -17,6 +17,7 @@ from cipm.pipeline.context import Context
 from cipm.pipeline.pruning import Pruner
 from cipm.pipeline.refitting import Refitter
 from cipm.pipeline.session import session_facts, wholes_planned
+from cipm.pipeline.streams import turned_for
 from cipm.symmetry import SymmetryGroup
 
 
@@ -35,8 +36,9 @@ def measure(context: Context, folder: Path) -> None:
     known = read_session(context.folders["whatif"] / SESSION_FILE)
     session = Session.from_json(known)
     sizes = session.checked(context.request["keep"])
-    made = Refitter(context, rows=known["rows"]).made(session.units_kept(sizes))
-    facts = {"keep": sizes, **made.measured, "predicted": session.losses(sizes), "notes": list(made.notes)}
+    context, units, said = turned_for(context, session, sizes)
+    made = Refitter(context, rows=known["rows"]).made(units)
+    facts = {"keep": sizes, **made.measured, "predicted": session.losses(sizes), "notes": [*said, *made.notes]}
     (folder / "measure.json").write_text(json.dumps(facts, allow_nan=False))
 
 

@@ -1,7 +1,7 @@
 /* What a what-if session asks the server for: measurements on a worker, saved what-ifs, smaller checkpoints. */
 (function () {
   "use strict";
-  const cipm = window.cipm, { el } = cipm, ACTIVE = ["queued", "running"], REST = 1000;
+  const cipm = window.cipm, { el } = cipm, ACTIVE = ["queued", "running"], REST = 500;
   const AUTO = "cipm-measure-when-still";
   const button = (text, action, more = {}) => el("button", { type: "button", class: "cipm-button", onclick: action, ...more }, text);
   const link = (text, action, more = {}) => el("button", { type: "button", class: "cipm-link", onclick: action, ...more }, text);
@@ -41,7 +41,7 @@
     take({ keep, result }) {
       if (keep && typeof keep === "object" && result) this.put(this.page.whatif.sizes(keep), result.measured || result);
     }
-    /* The sliders have stopped: measure in a second, where that is wanted and not known. */
+    /* The sliders have stopped: measure in half a second, where that is wanted and not known. */
     rested() {
       clearTimeout(this.timer);
       this.problem = null;

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cipm.errors import UnsupportedModel
+from cipm.allocation import SESSION_FILE, Session, read_session
+from cipm.errors import OptionError, UnsupportedModel
 from cipm.load.checkpoint import Checkpoint
+from cipm.load.probe import Probe
+from cipm.options import parse_options
+from cipm.pipeline.context import Context
+from cipm.pipeline.whatif import measure, whatif
 from cipm.pruning import shrink
 from cipm.pruning.consumers import consumers
 from cipm.pruning.kept import Labels
@@ -112,3 +119,40 @@ def test_a_stream_that_may_not_be_mixed_is_refused():
     symmetry = found(checkpoint)
     with pytest.raises(UnsupportedModel, match="The units of 0 may not be mixed: the model is not the same function"):
         turn(checkpoint, symmetry, symmetry.group("0").name, [])
+
+
+@pytest.mark.parametrize("norm", [nn.RMSNorm, nn.LayerNorm])
+def test_a_session_has_a_stream_by_direction_beside_it_by_coordinate(norm, tmp_path):
+    checkpoint, symmetry, rows = streamed(norm)
+    kept = {"checkpoint": checkpoint, "symmetry": symmetry, "probe": Probe(rows[0], None, 600, 600, ())}
+    context = Context({}, parse_options({"measured_points": 1}), {"whatif": tmp_path}, lambda event: None, kept)
+    whatif(context, tmp_path)
+    session, (name,) = Session.from_json(read_session(tmp_path / SESSION_FILE)), turnable(symmetry)
+    other = f"{name} by direction"
+    assert dict(session.turned) == {other: name}
+    size = symmetry.group(name).size
+    coordinate, direction = (session.rises["kl"][one] for one in (name, other))
+    assert direction[8] < coordinate[8] and direction[size] == 0
+    for count in session.counts.values():
+        assert count({other: 8}) == pytest.approx(count({name: 8}))
+    plain, turned = session.front("parameters"), session.front("parameters", turned=[other])
+    assert other not in plain[-1].keep and name not in turned[-1].keep and turned[-1].keep[other] < size
+    found = []
+    for one in (name, other):
+        context.request = {"keep": {one: 8}}
+        measure(context, tmp_path)
+        found.append(json.loads((tmp_path / "measure.json").read_text()))
+        assert found[-1]["keep"] == {one: 8} and found[-1]["predicted"] == pytest.approx(session.losses({one: 8}))
+    assert found[1]["kl"] < found[0]["kl"] and "principal directions" in found[1]["notes"][0]
+    with pytest.raises(OptionError, match="are the same stream"):
+        session.checked({name: 8, other: 8})
+
+
+def test_a_stream_that_may_not_be_turned_says_so_in_a_session(tmp_path):
+    model = nn.Sequential(nn.Linear(8, 12), After(12), nn.Linear(12, 3)).eval()
+    checkpoint = as_checkpoint(model, (torch.zeros(2, 8),))
+    rows = {checkpoint.graph.inputs[0].name: torch.randn(60, 8, generator=torch.Generator().manual_seed(0))}
+    kept = {"checkpoint": checkpoint, "symmetry": found(checkpoint), "probe": Probe(rows, None, 60, 60, ())}
+    whatif(Context({}, parse_options({"measured_points": 1}), {}, lambda event: None, kept), tmp_path)
+    session = Session.from_json(read_session(tmp_path / SESSION_FILE))
+    assert not session.turned and session.unavailable["0 by direction"].startswith("It can be cut by coordinate alone")
