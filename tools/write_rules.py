@@ -42,9 +42,6 @@ TAIL = """
 - Pairs of rotary units whose frequencies are computed by the model and not stored (Hugging Face) stay where they are.
 - Experts that are sorted by number before they are computed (grouped matrix products) stay where they are.
 - Cyclic shifts and reflections, where these alone are free (an axis that is added to its own shift).
-- In ONNX files of torch's exporter, channels behind an adaptive average over one axis (Swin, Hiera, FocalNet): it is written
-  as a gather by numbers that the graph computes, from the flattened values.
-- In ONNX files, units within the heads of latent attention (DeepSeek), whose rotary part is cut out by computed numbers.
 """
 
 

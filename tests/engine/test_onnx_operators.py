@@ -123,6 +123,8 @@ INDEX = [
     one("Scatter", X, np.int64([[[0, 1, 2, 0]], [[2, 1, 0, 0]]]), rounded(2, 1, 4, seed=3), axis=1, opset=9),
     one("ScatterND", X, np.int64([[0, 1], [1, 2]]), rounded(2, 4, seed=3)),
     one("ScatterND", X, np.int64([[0, 1], [0, 1]]), rounded(2, 4, seed=3), reduction="add"),
+    one("ScatterND", X, whole([0], [1]), rounded(2, 3, 4, seed=3)), one("ScatterND", X, whole([1]), rounded(1, 3, 4, seed=3)),
+    one("ScatterND", X, whole([1], [0]), rounded(2, 3, 4, seed=3)), one("ScatterND", X, whole([-1]), rounded(1, 3, 4, seed=3)),
     one("OneHot", np.int64([0, 2, -1]), Stored(np.int64(4)), np.float32([0, 3])),
     one("OneHot", np.int64([0, 2]), whole(4), np.float32([1, 3]), axis=0),
     one("NonZero", Stored(BOOLS)), one("Compress", X, Stored(np.array([True, False, True])), axis=1),

@@ -16,6 +16,7 @@ from cipm.errors import CipmError, LimitExceeded, UnsupportedModel
 from cipm.load.onnx.plan import Plan
 from cipm.load.onnx.proto import FIX, OnnxNode
 from cipm.load.onnx.sizes import apply_sizes
+from cipm.load.onnx.strided import apply_strides
 from cipm.load.onnx.values import (
     MAX_CONSTANT,
     MAX_VALUE,
@@ -25,6 +26,7 @@ from cipm.load.onnx.values import (
     Operator,
     Result,
     Sizes,
+    Strided,
     Value,
     flat_contents,
     unrecorded,
@@ -118,7 +120,11 @@ class OnnxModule(torch.nn.Module):
             return operator.run(call)
         if all(isinstance(value, Const) for value in given):
             return self._fold(call, operator)
-        if not any(isinstance(value, torch.Tensor) for value in given):
+        if any(isinstance(value, Strided) for value in given):
+            index = apply_strides(call)
+            if index is not None:
+                return index
+        elif not any(isinstance(value, torch.Tensor) for value in given):
             sizes = apply_sizes(call)
             if sizes is not None:
                 return sizes
@@ -155,7 +161,7 @@ def _flat(result: Result) -> list[Value]:
 
 
 def _output(value: Value) -> torch.Tensor:
-    return value.tensor if isinstance(value, Const) else value.tensor() if isinstance(value, Sizes) else value
+    return value.tensor if isinstance(value, Const) else value.tensor() if isinstance(value, Sizes | Strided) else value
 
 
 def _large_fill(node: OnnxNode, values: Mapping[str, Value]) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from cipm.load.onnx.values import Call, Const, Result, constant, contents, operator, unrecorded
+from cipm.load.onnx.strided import contiguous
+from cipm.load.onnx.values import Call, Const, Result, Strided, constant, contents, flat_contents, operator, unrecorded
 
 
 @operator("Gather")
@@ -15,6 +16,8 @@ def gather(call: Call) -> Result:
     axis = call.int("axis", 0) % max(x.ndim, 1)
     if isinstance(index, Const) and isinstance(x.shape[axis], int):
         return _fixed(call, x, axis, index.tensor)
+    if isinstance(index, Strided) and x.ndim == 1 and contiguous(index, x.shape[0]):
+        return x.reshape(index.sizes)
     index = call[1]
     if axis == 0 and x.ndim == 2 and x.is_floating_point():
         return F.embedding(index, x)
@@ -72,7 +75,19 @@ def scatter_elements(call: Call) -> Result:
 def scatter_nd(call: Call) -> Result:
     """x with the elements or slices at points replaced or added to."""
     x, index, how = call[0], call[1], call.one_of("reduction", "none", ("none", "add"))
+    run = _run(call.operands[1])
+    if run and how == "none" and isinstance(x.shape[0], int) and run.stop <= x.shape[0]:
+        return torch.slice_scatter(x, call[2], 0, run.start, run.stop)
     return x.index_put(tuple(index.unbind(-1)), call[2], accumulate=how == "add")
+
+
+def _run(index: object) -> range | None:
+    """Return the positions that a constant index [n, 1] names where they follow one another: a slice is written to."""
+    if not isinstance(index, Const) or index.tensor.ndim != 2 or index.tensor.shape[1] != 1 or not index.tensor.numel():
+        return None
+    found = flat_contents(index.tensor)
+    run = range(found[0], found[0] + len(found))
+    return run if run.start >= 0 and found == list(run) else None
 
 
 @operator("OneHot", host=(1,))

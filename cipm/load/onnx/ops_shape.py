@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from cipm.load.onnx.tensor import dtype_of
-from cipm.load.onnx.values import MAX_VALUE, Call, Result, constant, flat_contents, known_sizes, operator
+from cipm.load.onnx.values import MAX_VALUE, Call, Result, Strided, constant, flat_contents, known_sizes, operator
 
 _FAR = 2**31  # how exporters say: to the end
 
@@ -150,6 +150,8 @@ def arange(call: Call) -> Result:
         if not step or any(n != n for n in (start, limit, step)):
             raise call.damaged("has the step 0")
         call.bounded(int(min(max((limit - start) / step, 0), 2**62)))
+    if isinstance(limit, torch.SymInt) and isinstance(start, int) and isinstance(step, int) and step == 1:
+        return Strided((limit - start,), (1,), start, call[0].dtype)
     return torch.arange(start, limit, step, dtype=call[0].dtype)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,36 @@ class Sizes:
         return stacked.reshape(self.items.shape)
 
 
-Value = torch.Tensor | Const | Sizes
+@dataclass(frozen=True)
+class Strided:
+    """An index offset + Σ stride · position over axes of these sizes, any of which may depend on the sizes of the inputs."""
+
+    sizes: tuple[Any, ...]
+    strides: tuple[Any, ...]
+    offset: Any
+    dtype: torch.dtype = torch.int64
+
+    def tensor(self) -> torch.Tensor:
+        """Return the index as a tensor of the graph, the same for every reader."""
+        return self._made
+
+    @cached_property
+    def _made(self) -> torch.Tensor:
+        rank, total = len(self.sizes), None
+        for axis, (size, stride) in enumerate(zip(self.sizes, self.strides, strict=True)):
+            if isinstance(stride, int) and not stride:
+                continue
+            positions = torch.arange(size, dtype=self.dtype)
+            positions = positions if isinstance(stride, int) and stride == 1 else positions * stride
+            positions = positions.reshape([-1 if other == axis else 1 for other in range(rank)]) if rank > 1 else positions
+            total = positions if total is None else total + positions
+        if total is None:
+            return torch.full(self.sizes, self.offset, dtype=self.dtype)
+        total = total if isinstance(self.offset, int) and not self.offset else total + self.offset
+        return total.expand(self.sizes) if rank > 1 else total
+
+
+Value = torch.Tensor | Const | Sizes | Strided
 Result = Value | Sequence[Value]
 
 
@@ -69,7 +99,7 @@ class Call:
     def get(self, index: int) -> torch.Tensor | None:
         """Return an input as a tensor, or None where it is not given."""
         value = self.operands[index] if self.has(index) else None
-        return value.tensor if isinstance(value, Const) else value.tensor() if isinstance(value, Sizes) else value
+        return value.tensor if isinstance(value, Const) else value.tensor() if isinstance(value, Sizes | Strided) else value
 
     def tensors(self) -> list[torch.Tensor]:
         """Return all inputs as tensors."""
