@@ -24,6 +24,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_pt2(cnn_residual(width=8), torch.zeros(2, 1, 8, 8), made / "cnn.pt2")
     save_huggingface("gpt2", made / "gpt2")
     generator = np.random.default_rng(0)
+    nan = np.zeros((4, 64), np.float32)
+    nan[2, 1] = np.nan
+    np.savez(made / "nan.npz", x=nan)
     np.savez(made / "rows.npz", x=generator.normal(size=(400, 64)).astype(np.float32), y=generator.integers(0, 10, 400))
     return made
 
@@ -139,6 +142,8 @@ def test_canonical_order_makes_shuffled_copies_equal_bit_for_bit(folder, tmp_pat
      "Give a file that cipm reorganize or Export has written."),
     (["reorganize", "mlp.pt2", "--order", "modules", "--out", "x.pt2"], "cipm: The order 'modules' needs activations: give "
      "--analysis DIR, or one of canonical, lexicographic, nodesort, random. [--order]"),
+    (["analyze", "mlp.pt2", "nan.npz", "--out", "x"], "cipm: The probe's 'x' is nan in row 2, column 1 (counted from 0); 1 of "
+     "its values are not finite. [x, row 2, column 1] Remove these rows or fill in the values."),
     (["analyze", "mlp.pt2", "rows.npz", "--max-rows", "1", "--out", "x"], "cipm: Option max_rows cannot be 1: input should be "
      "greater than or equal to 2. [max_rows]"),
     (["verify", "mlp.pt2", "cnn.pt2"], "cipm: The two models take different inputs and cannot be compared: x ['batch', 64] "
