@@ -11,7 +11,7 @@ TORCH_INDEX ?=
 PYTEST_ARGS ?=
 
 BIN := .venv/bin
-INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(if $(CI),--quiet) -c constraints.txt \
+INSTALL = tools/pip-install "$(PYTHON)" $(if $(CI),--quiet) -c constraints.txt \
           $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
