@@ -12,7 +12,7 @@ from backend.store.models import Analysis as AnalysisRow
 from backend.store.models import Job as JobRow
 from backend.store.models import WhatIf as WhatIfRow
 from backend.store.shards import is_divided
-from backend.whatif_schemas import Measurement, WhatIf
+from backend.whatif_schemas import LatencyFit, Measurement, WhatIf
 from cipm.errors import NotFound
 
 
@@ -59,6 +59,11 @@ def analysis(row: AnalysisRow, newest: JobRow, *, read_only: bool) -> Analysis:
 def measurement(row: JobRow) -> Measurement:
     """Return a measured what-if as the API shows one."""
     return Measurement(id=row.id, keep=row.request["keep"], job=job(row), result=row.result)
+
+
+def latency_fit(row: JobRow) -> LatencyFit:
+    """Return a budget of run time as the API shows one."""
+    return LatencyFit(id=row.id, job=job(row), result=row.result, **row.request)
 
 
 def whatif(row: WhatIfRow) -> WhatIf:

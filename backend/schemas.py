@@ -192,7 +192,7 @@ class Job(Output):
     """One piece of work on a worker."""
 
     id: str
-    kind: Literal["analyze", "export", "measure", "prune"]
+    kind: Literal["analyze", "export", "latency", "measure", "prune"]
     status: JobStatus
     stage: str | None = Field(description="The stage that runs.")
     stages: list[Stage]

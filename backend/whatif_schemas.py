@@ -16,9 +16,10 @@ class WhatIfSession(Output):
     schema_version: int
     baseline: dict[str, Any] = Field(description="{loss_kind, loss, accuracy, perplexity, rows} of the whole model.")
     kinds: list[str] = Field(description="What is predicted; the first is what budgets are spread by.")
-    groups: list[dict[str, Any]] = Field(description="{name, kind, size, blocks, least, level, removal_order, rises: {KIND: "
-                                                     "[size + 1]}, measured, notes}; a group keeps a multiple of its blocks, "
-                                                     "at least `least`.")
+    groups: list[dict[str, Any]] = Field(description="{name, of, kind, size, blocks, least, level, removal_order, rises: "
+                                                     "{KIND: [size + 1]}, measured, notes}; a group keeps a multiple of its "
+                                                     "blocks, at least `least`. `of` names the stream that this one is, by "
+                                                     "principal direction: a what-if cuts it by one of both.")
     unavailable: dict[str, str] = Field(description="Groups that cannot be made smaller, and why.")
     counts: dict[str, dict[str, Any]] = Field(
         description="parameters, flops, bytes: {fixed, terms: [[size, [{group: share}]]], unit}; value = fixed + Σ size · Π "
@@ -45,6 +46,8 @@ class Front(Output):
 
     count: str
     choices: list[dict[str, Any]] = Field(description="{keep: {group: units}, count, rises: {KIND: predicted rise}}.")
+    frontier: list[tuple[float, float]] = Field(
+        description="As the session's, along the front of parameters with these locks and sizes.")
 
 
 class WhatIfCreate(Input):
@@ -87,3 +90,26 @@ class Measurement(Output):
     job: Job
     result: dict[str, Any] | None = Field(
         description="{keep, loss, kl, agreement, accuracy, perplexity, rows, predicted: {loss, kl}, notes} once measured.")
+
+
+class LatencyCreate(Input):
+    """A share of the whole model's run time that a smaller one may take."""
+
+    share: float = Field(gt=0, lt=1, description="Of the run time of the whole model, measured on the worker's machine.")
+    locked: list[str] = Field(default_factory=list, max_length=10_000, description="Groups that stay whole.")
+    sizes: dict[str, int] = Field(default_factory=dict, max_length=10_000, description="Groups that keep so many units.")
+    turned: list[str] = Field(default_factory=list, max_length=10_000, description="Streams that go by principal direction.")
+
+
+class LatencyFit(Output):
+    """Sizes that keep a run time, found by making smaller models and timing them on the worker's machine."""
+
+    id: str
+    share: float
+    locked: list[str]
+    sizes: dict[str, int]
+    turned: list[str]
+    job: Job
+    result: dict[str, Any] | None = Field(
+        description="{keep, share (measured), latency: {before_ms, after_ms, times, rows, runs, threads, runtime}, words, "
+                    "predicted: {loss, kl}} once found.")

@@ -41,6 +41,8 @@ STAGES: dict[str, Stage] = {
                     ("measured_points", "measured_rows", "batch_rows", "statistics_memory", "seed", "device")),
     "view": Stage(5, ("open", "discover", "probe", "collect", "organize", "whatif")),
     "measure": Stage(3, ("open", "discover", "probe", "whatif"), ("batch_rows", "seed", "device"), ("keep",)),
+    "latency": Stage(1, (MODEL, "open", "discover", "probe", "whatif"), ("batch_rows", "seed"),
+                     ("share", "locked", "sizes", "turned")),
     "prune": Stage(3, (MODEL, "open", "discover", "probe", "whatif"), ("batch_rows", "seed", "device"), ("keep", "form")),
     "export": Stage(1, (MODEL, "open", "discover", "organize"), (), ("order",)),
 }
@@ -51,6 +53,7 @@ CHAINS: dict[str, tuple[str, ...]] = {
     "inspect": ("open", "discover"),
     "analyze": ("open", "discover", "probe", "collect", "organize", "whatif", "view"),
     "measure": ("open", "discover", "probe", "whatif", "measure"),
+    "latency": ("open", "discover", "probe", "whatif", "latency"),
     "prune": ("open", "discover", "probe", "whatif", "prune"),
     "export": ("open", "discover", "probe", "collect", "organize", "export"),
 }

@@ -115,7 +115,7 @@ class Job(TypedDict):
     """One piece of work on a worker."""
 
     id: str
-    kind: Literal["analyze", "export", "measure"]
+    kind: Literal["analyze", "export", "latency", "measure", "prune"]
     status: Literal["queued", "running", "done", "failed", "cancelled"]
     stage: str | None
     stages: list[Stage]
@@ -231,6 +231,7 @@ class Front(TypedDict):
 
     count: str
     choices: list[Json]
+    frontier: list[list[float]]
 
 
 class WhatIf(TypedDict):
@@ -248,6 +249,18 @@ class Measurement(TypedDict):
 
     id: str
     keep: dict[str, int]
+    job: Job
+    result: Json | None
+
+
+class LatencyFit(TypedDict):
+    """Sizes that keep a run time, found by measuring; `result` once the job is done."""
+
+    id: str
+    share: float
+    locked: list[str]
+    sizes: dict[str, int]
+    turned: list[str]
     job: Job
     result: Json | None
 

@@ -25,6 +25,7 @@ from frontend.api_types import (
     Health,
     Job,
     Json,
+    LatencyFit,
     Matrix,
     Measurement,
     Problem,
@@ -184,11 +185,22 @@ class Client:
         """Return the what-if session, which is there before the report is."""
         return await self._read(analysis_id, "/whatif")
 
+    async def latencies(self, analysis_id: str) -> list[LatencyFit]:
+        """Return the run times that were asked for."""
+        return await self._read(analysis_id, "/latencies")
+
+    async def fit_latency(self, analysis_id: str, share: float, locked: Sequence[str] = (),
+                          sizes: Mapping[str, int] | None = None, turned: Sequence[str] = ()) -> Job:
+        """Queue the search for the sizes that take at most this share of the run time."""
+        body = {"share": share, "locked": list(locked), "sizes": dict(sizes or {}), "turned": list(turned)}
+        return await self._call("POST", f"/api/analyses/{_part(analysis_id)}/latencies", body)
+
     async def front(self, analysis_id: str, count: str = "parameters", locked: Sequence[str] = (),
-                    sizes: Mapping[str, int] | None = None) -> Front:
+                    sizes: Mapping[str, int] | None = None, turned: Sequence[str] = ()) -> Front:
         """Return the choices that lose least for what they save, with groups locked or at sizes of one's own."""
         given = [f"{group}:{units}" for group, units in (sizes or {}).items()]
-        return await self._read(analysis_id, "/whatif/front", count=count, locked=list(locked), size=given)
+        return await self._read(analysis_id, "/whatif/front", count=count, locked=list(locked), size=given,
+                                turned=list(turned))
 
     async def whatifs(self, analysis_id: str) -> list[WhatIf]:
         """Return the named what-ifs."""

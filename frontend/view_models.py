@@ -14,6 +14,7 @@ TABS = {"correlation": "Correlation", "weights": "Weights", "redundancy": "Redun
 STAGE_WORDS = {"open": "Open the model", "discover": "Find the symmetry", "probe": "Read the probe data",
                "collect": "Collect statistics", "organize": "Find modules and orders", "whatif": "Try pruning",
                "view": "Prepare the view", "export": "Write the checkpoint", "measure": "Measure",
+               "latency": "Time smaller models",
                "prune": "Write the smaller checkpoint"}
 ACTIVE = ("queued", "running")
 

@@ -14,6 +14,8 @@ from backend.store import WhatIf as WhatIfRow
 from backend.store import artefacts, jobs
 from backend.whatif_schemas import (
     Front,
+    LatencyCreate,
+    LatencyFit,
     Measurement,
     MeasurementCreate,
     WhatIf,
@@ -42,11 +44,14 @@ def front(reading: ReadingDep, store: StoreDep,
           count: Annotated[str, Query(description="parameters, flops or bytes.", max_length=20)] = "parameters",
           locked: Annotated[list[str] | None, Query(description="Groups that stay whole.", max_length=10_000)] = None,
           size: Annotated[list[str] | None, Query(description="Sizes of one's own, as GROUP:UNITS.", max_length=10_000)] = None,
-          ) -> Front:
+          turned: Annotated[list[str] | None, Query(description="Streams that go by principal direction, as the session names "
+                                                                "them.", max_length=10_000)] = None) -> Front:
     """Return the choices that lose least for what they save, with groups locked or at sizes of one's own."""
-    session = session_of(store, reading.analysis.id)
-    choices = session.listed(session.front(count, locked or (), sizes_of(size or ()))) if session.groups else []
-    return Front(count=count, choices=choices)
+    session, asked = session_of(store, reading.analysis.id), (locked or (), sizes_of(size or ()), turned or ())
+    if not session.groups:
+        return Front(count=count, choices=[], frontier=[])
+    held = session.held(*asked)
+    return Front(count=count, choices=held.listed(session.front(count, *asked)), frontier=list(held.frontier))
 
 
 @router.post("/{analysis_id}/measurements", status_code=201, summary="Measure a what-if")
@@ -67,6 +72,30 @@ def list_measurements(reading: ReadingDep, store: StoreDep) -> list[Measurement]
     """Return the what-ifs that were asked for, the newest first, with results where they are measured."""
     with store.read() as session:
         return [describe.measurement(row) for row in describe.jobs_of(session, reading.analysis.id, "measure")]
+
+
+@router.post("/{analysis_id}/latencies", status_code=201, summary="Find the sizes that keep a run time")
+def fit_latency(body: LatencyCreate, analysis: OwnedDep, store: StoreDep) -> Job:
+    """Queue a search along the front of FLOPs: at most six smaller models are made and timed beside the whole one on a worker.
+
+    Run times are those of the worker's machine, with whatever else runs there. The same question is not asked twice.
+    """
+    known, asked = session_of(store, analysis.id), body.model_dump()
+    known.front("flops", body.locked, body.sizes, body.turned)
+    with store.write() as session:
+        for before in describe.jobs_of(session, analysis.id, "latency"):
+            if before.request == asked and before.status in ("queued", "running", "done"):
+                return describe.job(before)
+        job = jobs.enqueue(session, analysis, "latency", asked)
+    store.wake(job.id)
+    return describe.job(job)
+
+
+@router.get("/{analysis_id}/latencies", summary="Run times that were asked for")
+def list_latencies(reading: ReadingDep, store: StoreDep) -> list[LatencyFit]:
+    """Return what was asked for, the newest first, with the sizes found and their measured run time."""
+    with store.read() as session:
+        return [describe.latency_fit(row) for row in describe.jobs_of(session, reading.analysis.id, "latency")]
 
 
 @router.get("/{analysis_id}/whatifs", summary="Named what-ifs")

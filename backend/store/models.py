@@ -6,7 +6,8 @@
                        ├─ WhatIf
                        └─ Share
 
-An export is a Job of kind "export" or "prune", a measured what-if one of kind "measure": what they made is in `Job.result`.
+An export is a Job of kind "export" or "prune", a measured what-if one of kind "measure", a budget of run
+time one of kind "latency": what they made is in `Job.result`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 LOCAL_OWNER = "local"
-JOB_KINDS = ("analyze", "export", "measure", "prune", "shard")
+JOB_KINDS = ("analyze", "export", "latency", "measure", "prune", "shard")
 JOB_STATES = ("queued", "running", "done", "failed", "cancelled")
 ENDED = ("done", "failed", "cancelled")
 

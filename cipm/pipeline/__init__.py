@@ -16,6 +16,7 @@ from cipm.pipeline.exporting import export_order
 from cipm.pipeline.organizing import organize
 from cipm.pipeline.prepare import prepare
 from cipm.pipeline.smaller import prune
+from cipm.pipeline.timing import fit_latency
 from cipm.pipeline.view import view
 from cipm.pipeline.whatif import measure, whatif
 from cipm.stages import CHAINS
@@ -25,7 +26,8 @@ __all__ = ["RUN", "prepare", "run_job"]
 RUN: dict[str, Callable[[Context, Path], None]] = {
     "open": open_model, "discover": discover, "probe": read_probe_file, "shard": collect_shard,
     "collect": collect_statistics,
-    "organize": organize, "whatif": whatif, "view": view, "measure": measure, "prune": prune, "export": export_order,
+    "organize": organize, "whatif": whatif, "view": view, "measure": measure, "latency": fit_latency,
+    "prune": prune, "export": export_order,
 }
 
 
@@ -58,7 +60,7 @@ def _result(context: Context) -> dict[str, Any]:
         return {"shards": len(shard_ranges(context))}
     if kind == "shard":
         return {}
-    if kind in ("measure", "prune", "export"):
+    if kind in ("measure", "latency", "prune", "export"):
         return context.read(kind, f"{kind}.json")
     return {"groups": len(context.symmetry.groups), "passed": context.symmetry.certificate.passed,
             "timings": json.loads(json.dumps(context.kept["timings"]))}

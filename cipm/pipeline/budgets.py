@@ -52,8 +52,9 @@ def choose(pruner: Pruner, budget: str, value: float, *, locked: Collection[str]
         return _least_within_loss(pruner, choices, value).keep, []
     session, notes = pruner.session, []
     if budget == "latency":
-        chosen, said = within_time(pruner, choices, value, locked=locked)
-        notes.append(said)
+        met = within_time(pruner.context, session, pruner.refitter.rows[0], choices, value, locked=locked)
+        chosen = met.choice
+        notes.append(met.words)
     else:
         chosen = within(choices, value, session.counts[count], session.rises[session.kinds[0]], pruner.groups,
                         what=WORDS[budget])

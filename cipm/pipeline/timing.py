@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cipm.allocation import Choice
+from cipm.allocation import SESSION_FILE, Choice, Session, read_session
 from cipm.errors import OptionError
 from cipm.export import export_pruned
-from cipm.pipeline.latency import ROWS, in_onnx, latency
-from cipm.pipeline.pruning import Pruner
+from cipm.pipeline.context import Context
+from cipm.pipeline.latency import ROWS, Inputs, in_onnx, latency
+from cipm.pipeline.refitting import Refitter
 from cipm.pruning import shrink
 
 TIMED = 6
@@ -21,10 +24,34 @@ NEAR = 0.97
 Times = Mapping[str, Any]
 
 
-def within_time(pruner: Pruner, choices: Sequence[Choice], allowed: float, *,
-                locked: Collection[str] = ()) -> tuple[Choice, str]:
-    """Return the largest choice found on a front of FLOPs that takes at most `allowed` of the whole model's run time, and in
-    words what was measured. Raises OptionError where the share is not between 0 and 1, or the smallest choice takes more.
+@dataclass(frozen=True)
+class Met:
+    """A choice that keeps a run time: what was timed of it (`latency`), its share of the whole model's run time, and in words
+    what was measured on the way."""
+
+    choice: Choice
+    times: Times
+    share: float
+    words: str
+
+
+def fit_latency(context: Context, folder: Path) -> None:
+    """Stage `latency`: the sizes of the front, with the request's `locked` groups, `sizes` and `turned` streams, that take at
+    most its `share` of the whole model's run time on this machine."""
+    request = context.request
+    session = Session.from_json(read_session(context.folders["whatif"] / SESSION_FILE))
+    choices = session.front("flops", request["locked"], request["sizes"], request["turned"])
+    met = within_time(context, session, Refitter(context).rows[0], choices, request["share"], locked=request["locked"])
+    keep = session.checked(met.choice.keep)
+    told = session.held(request["locked"], request["sizes"], request["turned"])
+    facts = {"keep": keep, "share": met.share, "latency": met.times, "words": met.words, "predicted": told.losses(keep)}
+    (folder / "latency.json").write_text(json.dumps(facts, allow_nan=False))
+
+
+def within_time(context: Context, session: Session, inputs: Inputs, choices: Sequence[Choice], allowed: float, *,
+                locked: Collection[str] = ()) -> Met:
+    """Return the largest choice found on a front of FLOPs that takes at most `allowed` of the whole model's run time on some of
+    these rows. Raises OptionError where the share is not between 0 and 1, or the smallest choice takes more.
 
     FLOPs say how groups shrink, run times where to stop. Weights are not refitted for it: time does not depend on them.
     Cost: for at most TIMED choices `shrink` with its proof, and some seconds of runs.
@@ -32,7 +59,7 @@ def within_time(pruner: Pruner, choices: Sequence[Choice], allowed: float, *,
     if not 0 < allowed < 1:
         raise OptionError(f"The latency is a share of the whole model's, between 0 and 1; it cannot be {allowed:g}.",
                           where="latency", fix="Ask for 0.5 to have half of the run time.")
-    times = search(choices, allowed, lambda choice: _timed(pruner, choice, choices[0].count, locked))
+    times = search(choices, allowed, lambda choice: _timed(context, session, inputs, choice, choices[0].count, locked))
     if not times:
         raise OptionError("All groups are locked: nothing can be made faster.", where="latency", fix="Unlock groups.")
     words, fitting = _words(choices, times), [number for number, one in times.items() if _share(one) <= allowed]
@@ -41,7 +68,7 @@ def within_time(pruner: Pruner, choices: Sequence[Choice], allowed: float, *,
         raise OptionError(f"With every free group at its smallest the model still takes {least:.0%} of its run time here: "
                           f"{allowed:.2g} of it cannot be met. {words}", where="latency",
                           fix="Allow more, or unlock groups.")
-    return choices[min(fitting)], words
+    return Met(choices[min(fitting)], times[min(fitting)], _share(times[min(fitting)]), words)
 
 
 def search(choices: Sequence[Choice], allowed: float, timed: Callable[[Choice], Times]) -> dict[int, Times]:
@@ -75,12 +102,13 @@ def _share(times: Times) -> float:
     return 1 / times["times"]
 
 
-def _timed(pruner: Pruner, choice: Choice, flops: float, locked: Collection[str]) -> Times:
-    context = pruner.context
-    shrunk = shrink(context.checkpoint, context.symmetry, pruner.session.units_kept(choice.keep), locked=locked,
-                    seed=context.options.seed)
-    few = {name: tensor[:ROWS] for name, tensor in pruner.refitter.rows[0].items()}
-    source, form = Path(context.request["model"]), context.request["form"]
+def _timed(context: Context, session: Session, inputs: Inputs, choice: Choice, flops: float,
+           locked: Collection[str]) -> Times:
+    turned, units = session.turned, session.units_kept(choice.keep)  # directions take the time that coordinates take
+    shrunk = shrink(context.checkpoint, context.symmetry, {turned.get(name, name): kept for name, kept in units.items()},
+                    locked=[turned.get(name, name) for name in locked], seed=context.options.seed)
+    few = {name: tensor[:ROWS] for name, tensor in inputs.items()}
+    source, form = Path(context.request["model"]), context.request.get("form")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "smaller.onnx"
         if in_onnx(context.checkpoint, form):

@@ -70,6 +70,25 @@ def test_the_front_is_that_of_the_engine_with_locks_and_sizes(client, done):
         known.counts["parameters"](middle["keep"]))
     mine = client.get(path, params={"count": "flops", "locked": ["heads"], "size": ["hidden:20"]}).json()["choices"]
     assert [choice["keep"] for choice in mine] == [{"hidden": 20, "heads": 8}]
+    locked = client.get(path, params={"locked": ["heads"]}).json()
+    assert locked["frontier"] == [[pytest.approx(one) for one in pair] for pair in known.along_front(["heads"])]
+    middle = locked["choices"][40]
+    assert middle["rises"] == pytest.approx(known.held(["heads"]).predicted(middle["keep"]))
+    assert middle["rises"]["kl"] > 1.1 * known.predicted(middle["keep"])["kl"]  # along the front of what is left, not off it
+
+
+def test_a_budget_of_run_time_is_a_job_and_is_not_asked_twice(local, client, done):
+    path, asked = f"/api/analyses/{done['id']}/latencies", {"share": 0.5, "locked": ["heads"]}
+    job = client.post(path, json=asked).json()
+    assert job["kind"] == "latency" and client.post(path, json={**asked, "sizes": {}}).json()["id"] == job["id"]
+    for wrong, said in (({"share": 1.5}, "less than 1"), ({"share": 0.5, "locked": ["stream"]}, "Group stream cannot be made")):
+        answer = client.post(path, json=wrong)
+        assert answer.status_code == 422 and said in shape_of(answer)["message"]
+    result = {"keep": {"hidden": 100}, "share": 0.48, "latency": {"times": 2.1}, "words": "Run time was measured.",
+              "predicted": {"kl": 0.1, "loss": 0.6}}
+    jobs.finish(local.store, claim(local.store, job["id"]), result)
+    (listed,) = client.get(path).json()
+    assert listed["result"] == result and listed["share"] == 0.5 and listed["locked"] == ["heads"] and listed["turned"] == []
 
 
 @pytest.mark.parametrize(("params", "said"), [
