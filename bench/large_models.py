@@ -5,6 +5,9 @@
 First the graph alone of a model with the shapes of Llama 3 8B (meta-llama/Meta-Llama-3-8B, config.json): its 16 GB of weights
 are a hole in a file, which is mapped and never read.
 
+Then ResNet-50 as published (25.6 million parameters, images of 224 × 224): tracing, discovery, and the proof of every group
+in float64.
+
 Then a Llama-shaped model in Hugging Face's layout, with random bfloat16 weights written shard by shard to a temporary folder
 (2 GB by default). Each part runs in a process of its own, whose peak resident memory is the kernel's count. Ours opens the
 folder, finds the groups, proves them in float64, reorders all of them at random, certifies that very plan and writes the
@@ -29,8 +32,11 @@ from peers.memory import resident
 from safetensors.torch import load_file, save_file
 
 from cipm.load import huggingface
+from cipm.load.checkpoint import Checkpoint
 from cipm.pipeline.commands import reorganize_job, restore_job
-from cipm.symmetry import discover_groups
+from cipm.symmetry import discover_groups, prove
+from cipm.testing import networks_residual
+from cipm.trace import from_exported
 
 INDEX = "model.safetensors.index.json"
 MB, GB = 2**20, 1e9
@@ -107,6 +113,28 @@ def discovery(model: Path, scratch: Path) -> str:
     return f"{opened - start:.1f} s to the graph, {time.perf_counter() - opened:.1f} s discovery of {len(found.groups)} groups"
 
 
+def resnet50() -> torch.nn.Module:
+    """Return the network with the widths of the published one, drawn at random."""
+    torch.manual_seed(0)
+    return networks_residual.resnet50().eval()
+
+
+def published_resnet(model: Path, scratch: Path) -> str:
+    """Trace ResNet-50, find its groups and prove them."""
+    start = time.perf_counter()
+    with torch.no_grad():
+        program = torch.export.export(resnet50(), (torch.zeros(2, 3, 224, 224),), strict=False,
+                                      dynamic_shapes=({0: torch.export.Dim("batch")},))
+    checkpoint = Checkpoint("pt2", *from_exported(program.run_decompositions({})))
+    traced = time.perf_counter()
+    found = discover_groups(checkpoint)
+    discovered = time.perf_counter()
+    proof = prove(checkpoint, found).certificate
+    return (f"{traced - start:.1f} s to the graph, {discovered - traced:.1f} s discovery of {len(found.groups)} groups, "
+            f"{time.perf_counter() - discovered:.1f} s proof: max relative difference {proof.max_rel:.1e}, "
+            f"{'passed' if proof.passed else 'FAILED'}")
+
+
 def reorganize(model: Path, scratch: Path) -> str:
     """Reorder every group of the model at random, with its proof; return what the certificate says."""
     request = {"model": str(model), "order": "random", "orders": {}, "seed": 0, "filename": "reordered", "forms": []}
@@ -174,6 +202,8 @@ def main() -> None:
         print(f"{'':32} {'seconds':>8} {'start MiB':>10} {'peak MiB':>10} {'of model':>8}")
         shapes = Path(folder, "shapes")
         measure("Llama 3 8B, shapes alone", discovery, shapes, Path(folder), make_8b(shapes))
+        size = sum(parameter.nbytes for parameter in resnet50().parameters())
+        measure("ResNet-50, traced and proved", published_resnet, shapes, Path(folder), size)
         model = Path(folder, "model")
         size = make(model, options.layers, options.hidden, options.vocabulary)
         print(f"{size / GB:.2f} GB in {options.layers + 1} shards, bfloat16:")
