@@ -31,7 +31,6 @@ from cipm.pipeline.pruning import Pruner
 from cipm.pruning.consumers import consumed, gram
 from cipm.pruning.curvature import curvatures
 from cipm.pruning.elimination import Curve, quick_curve
-from cipm.pruning.kept import what_stays
 from cipm.pruning.network import group_curves
 from cipm.pruning.sequence import refit_alone
 
@@ -55,7 +54,7 @@ def layers(title: str, subject: Subject, rows: int) -> None:
         pairs = []
         for curve in (careful[name], _quick(one, name, weights)):
             for size in np.unique(np.linspace(1, group.size - 1, min(group.size - 1, 2 * each)).astype(int)):
-                kept = what_stays(one.checkpoint, one.symmetry, {name: curve.kept(int(size))}, one.walked)
+                kept = one.labels.what_stays({name: curve.kept(int(size))})
                 made = _logs(one, refit_alone(one.checkpoint, one.found, kept, one.moments), x)
                 kl = float(F.kl_div(made, whole, log_target=True, reduction="batchmean"))
                 pairs.append((float(curve.cost[size]), kl))

@@ -12,6 +12,8 @@ import torch_pruning as tp
 from peers.subjects import Subject, SwiGlu
 from torch import Tensor, nn
 
+from cipm.testing.networks_residual import PaddedBlock
+
 TAUGHT = 200
 """Rows whose gradients Hessian importance squares, one by one."""
 KINDS = {"L2": lambda: tp.importance.GroupMagnitudeImportance(p=2), "Taylor": tp.importance.GroupTaylorImportance,
@@ -51,25 +53,52 @@ def _teach(kind: Any, importance: str, model: nn.Module, subject: Subject) -> No
             kind.accumulate_grad(model)
 
 
-def merged(model: nn.Sequential, removed: float) -> nn.Sequential:
-    """Return a chain of layers with ReLU between, whose weakest neurons (by L1 norm) were merged into the most similar kept
-    ones: those at a cosine of 0.45 and more give their outgoing weights, scaled, to them.
+def merged(model: nn.Module, removed: float) -> nn.Module:
+    """Return a model whose weakest neurons (by L1 norm) were merged into the most similar kept ones: those at a cosine of 0.45
+    and more give their outgoing weights, scaled, to them. The others are only left out.
 
-    The others are only left out. Source: Kim, Kim, Park, Lee, "Neuron merging: compensating for pruned neurons" (2020).
+    Of a chain of layers with ReLU between all hidden neurons; of a ResNet the channels inside its blocks, batch norms folded
+    into the weights before they are compared (a residual stream has several writers, of which the method says nothing); of
+    gated layers their units, gate and up side by side, scaled by the norms of up, in which alone the product is linear.
+
+    Source: Kim, Kim, Park, Lee, "Neuron merging: compensating for pruned neurons" (2020).
     """
     model = copy.deepcopy(model)
-    layers = [module for module in model if isinstance(module, nn.Linear | nn.Conv2d)]
-    for layer, reader in zip(layers, layers[1:], strict=False):
-        rows = torch.cat([layer.weight.flatten(1), layer.bias[:, None]], 1)
-        order = layer.weight.flatten(1).abs().sum(1).argsort(descending=True)
-        count = max(1, round(len(order) * (1 - removed)))
-        kept, gone = order[:count].sort().values, order[count:]
-        alike = F.cosine_similarity(rows[gone, None], rows[None, kept], dim=2)
-        best, into = alike.max(1)
-        scale = torch.where(best >= SIMILAR, rows[gone].norm(dim=1) / rows[kept[into]].norm(dim=1), 0.0)
-        columns = reader.weight.data.unflatten(1, (len(order), -1))  # what reads one neuron, side by side
-        taken = columns[:, kept].clone()
-        taken.index_add_(1, into, columns[:, gone] * scale.view(1, -1, *[1] * (columns.ndim - 2)))
-        layer.weight.data, layer.bias.data = layer.weight.data[kept], layer.bias.data[kept]
-        reader.weight.data = taken.flatten(1, 2)
+    with torch.no_grad():
+        if isinstance(model, nn.Sequential):
+            layers = [module for module in model if isinstance(module, nn.Linear | nn.Conv2d)]
+            for layer, reader in zip(layers, layers[1:], strict=False):
+                rows = torch.cat([layer.weight.flatten(1), layer.bias[:, None]], 1)
+                kept, into, scale = _merging(layer.weight, rows, rows, removed)
+                _take((layer,), reader, kept, into, scale)
+        for module in model.modules():
+            if isinstance(module, PaddedBlock):
+                slope = module.bn1.weight / (module.bn1.running_var + module.bn1.eps).sqrt()
+                offset = module.bn1.bias - slope * module.bn1.running_mean
+                rows = torch.cat([slope[:, None] * module.conv1.weight.flatten(1), offset[:, None]], 1)
+                _take((module.conv1, module.bn1), module.conv2, *_merging(rows[:, :-1], rows, rows, removed))
+            if isinstance(module, SwiGlu):
+                both = torch.cat([module.gate.weight, module.up.weight], 1)
+                _take((module.gate, module.up), module.down, *_merging(both, both, module.up.weight, removed))
     return model
+
+
+def _merging(weights: Tensor, rows: Tensor, scaled: Tensor, removed: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the neurons kept, for each neuron the kept one that it goes into (by its place), and by which factor: those kept
+    go into themselves whole. Norms of `weights` rank, cosines of `rows` compare, norms of `scaled` scale."""
+    order = weights.flatten(1).abs().sum(1).argsort(descending=True)
+    kept = order[:max(1, round(len(order) * (1 - removed)))].sort().values
+    best, into = F.cosine_similarity(rows[:, None], rows[None, kept], dim=2).max(1)
+    scale = torch.where(best >= SIMILAR, scaled.norm(dim=1) / scaled[kept[into]].norm(dim=1), 0.0)
+    into[kept], scale[kept] = torch.arange(len(kept)), 1.0
+    return kept, into, scale
+
+
+def _take(writers: Sequence[nn.Module], reader: nn.Module, kept: Tensor, into: Tensor, scale: Tensor) -> None:
+    """Leave writers the neurons kept, and give the reader's columns of all neurons to them."""
+    columns = reader.weight.data.unflatten(1, (len(into), -1))  # what reads one neuron, side by side
+    taken = torch.zeros_like(columns[:, kept])
+    taken.index_add_(1, into, columns * scale.view(1, -1, *[1] * (columns.ndim - 2)))
+    reader.weight.data = taken.flatten(1, 2)
+    for tensor in (tensor for writer in writers for tensor in (*writer.parameters(), *writer.buffers()) if tensor.ndim):
+        tensor.data = tensor.data[kept]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,18 +105,41 @@ def refit(checkpoint: Checkpoint, symmetry: Symmetry, kept: Kept, rows: Rows, *,
     """
     if not kept.removed:
         return checkpoint, ()
-    pending = {one.node: one for one in (consumers(checkpoint, symmetry) if found is None else found)}
     lockstep = _Lockstep(checkpoint, rows, kept, left_out(checkpoint.graph, kept), aims)
-    notes: dict[str, None] = {}
+    notes = _refit_all(lockstep, consumers(checkpoint, symmetry) if found is None else found)
+    return checkpoint.with_tensors({key: lockstep.tensor(key) for key in checkpoint.tensors}), tuple(notes)
 
-    def visit(node: Node, step: _Lockstep) -> None:
+
+def refitted_inputs(checkpoint: Checkpoint, found: Sequence[Consumer], kept: Kept, rows: Rows, nodes: Collection[str], *,
+                    aims: Aims | None = None) -> dict[str, tuple[Moments, np.ndarray]]:
+    """Return, for the consumers at these nodes whose inputs a refit changes, the moments of all inputs in the smaller model and
+    the weights [features, outputs] that `refit` would give them. Cost: that of `refit` up to the last of them."""
+    lockstep, seen = _Lockstep(checkpoint, rows, kept, left_out(checkpoint.graph, kept), aims), {}
+    _refit_all(lockstep, found, frozenset(nodes), seen)
+    return seen
+
+
+def _refit_all(lockstep: _Lockstep, found: Sequence[Consumer], nodes: Set[str] = frozenset(),
+               seen: dict[str, tuple[Moments, np.ndarray]] | None = None) -> dict[str, None]:
+    """Refit consumers in graph order, and return notes; with `nodes` only up to these, which are looked at instead."""
+    pending, waiting, notes = {one.node: one for one in found}, set(nodes), {}
+
+    def visit(node: Node, step: _Lockstep) -> bool:
         consumer = pending.get(node.name)
-        if consumer is not None and step.small[consumer.value] is not step.plain[consumer.value]:
-            positions = kept.stored(consumer.key, consumer.weight_axis)
+        changed = consumer is not None and step.small[consumer.value] is not step.plain[consumer.value]
+        if changed and node.name in nodes:
+            fit = step.fit(consumer, None)
+            weights, _ = _solve(fit, consumer.matrix(step.checkpoint.tensors[consumer.key]),
+                                through_zero=_target(step.checkpoint, consumer) is None)
+            seen[node.name] = Moments(fit.mean, fit.own, fit.samples), weights
+        elif changed:
+            positions = step.kept.stored(consumer.key, consumer.weight_axis)
             _refit_one(step, consumer, positions, step.fit(consumer, positions), notes)
+        waiting.discard(node.name)
+        return bool(nodes) and not waiting
 
     lockstep.walk(visit)
-    return checkpoint.with_tensors({key: lockstep.tensor(key) for key in checkpoint.tensors}), tuple(notes)
+    return notes
 
 
 def refit_alone(checkpoint: Checkpoint, found: Sequence[Consumer], kept: Kept, moments: Mapping[str, Moments]) -> Checkpoint:
@@ -136,7 +159,7 @@ def _refit_one(step: _Lockstep, consumer: Consumer, positions: np.ndarray | None
     """Fit a consumer whose inputs at these positions stay (None: all)."""
     checkpoint, staying = step.checkpoint, consumer.columns(np.arange(consumer.length) if positions is None else positions)
     weight = checkpoint.tensors[consumer.key]
-    target = None if consumer.transposed else constant_of(checkpoint, readers_of(checkpoint.graph, consumer.key))
+    target = _target(checkpoint, consumer)
     whole = consumer.matrix(weight)
     fitted, rest = _solve(seen, whole[staying], through_zero=target is None)
     matrix = np.zeros_like(whole)
@@ -146,6 +169,11 @@ def _refit_one(step: _Lockstep, consumer: Consumer, positions: np.ndarray | None
         notes[f"{consumer.key} has no bias of its own: it is fitted without a constant."] = None
     else:
         _add_constant(step, target, consumer.constant(rest, weight))
+
+
+def _target(checkpoint: Checkpoint, consumer: Consumer) -> Constant | None:
+    """Return where a constant can be put behind a consumer."""
+    return None if consumer.transposed else constant_of(checkpoint, readers_of(checkpoint.graph, consumer.key))
 
 
 def _add_constant(step: _Lockstep, target: Constant, constant: np.ndarray) -> None:
@@ -186,7 +214,7 @@ class _Lockstep:
     changed: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def walk(self, visit: Any) -> None:
-        """Run both models; `visit(node, self)` sees every node before it runs."""
+        """Run both models; `visit(node, self)` sees every node before it runs, and ends the walk by returning True."""
         graph, last = self.checkpoint.graph, last_uses(self.checkpoint.graph)
         for name, key in graph.constants.items():
             self._both(name, [self.checkpoint.constants[key]] * len(self.rows))
@@ -195,7 +223,8 @@ class _Lockstep:
         with torch.no_grad():
             for number, node in enumerate(graph.nodes):
                 self._fetch(name for name in node.refs() if name not in self.plain and name in graph.tensors)
-                visit(node, self)
+                if visit(node, self):
+                    return
                 self._fetch(name for name in node.refs() if name in graph.tensors)
                 self._run(node)
                 for name in last.get(number, ()):
