@@ -34,6 +34,9 @@
       this.at = new Map(session.groups.map((group, at) => [group.name, at]));
       this.whole = session.groups.map((group) => group.size);
       this.kinds = session.kinds;
+      this.frontier = session.frontier;
+      /* The other way of cutting the same stream, by coordinate or by direction: a what-if does one of both. */
+      this.other = session.groups.map((group) => (group.of ? this.at.get(group.of) : session.groups.findIndex((one) => one.of === group.name)));
       this.counts = Object.fromEntries(Object.entries(session.counts).map(([name, count]) => [name, this.prepared(count)]));
     }
     /* Axes as [[position of the group, share], …]; what never moves belongs to no axis. */
@@ -74,9 +77,9 @@
       for (let at = 0; at < sizes.length; at += 1) together += this.groups[at].rises[kind][sizes[at]] ** power;
       return together ** (1 / power);
     }
-    /* How far off the front, as a share of what counts. */
+    /* How far off the front, as a share of what counts; with locks `frontier` is that of the groups left free. */
     far(sizes) {
-      return Math.min(excess(this.session.frontier, this.count("parameters", sizes), this.total(this.kinds[0], sizes)) / FAR, 1);
+      return Math.min(excess(this.frontier, this.count("parameters", sizes), this.total(this.kinds[0], sizes)) / FAR, 1);
     }
     rise(kind, sizes, far = this.far(sizes)) {
       const { front = [], off = [] } = this.session.whole[kind] || {}, total = this.total(kind, sizes);
@@ -113,6 +116,18 @@
     }
     encodeLocks(locked) { return [...locked].sort((a, b) => a - b).join("."); }
     decodeLocks(text) { return new Set((text || "").split(".").filter((part) => /^\d+$/.test(part) && Number(part) < this.whole.length).map(Number)); }
+
+    /* ---------- streams by direction ---------- */
+    isDirection(at) { return Boolean(this.groups[at].of); }
+    /* Sizes with this group at so many units: the same stream cut the other way becomes whole. */
+    moved(sizes, at, units) {
+      const made = [...sizes], other = this.other[at];
+      made[at] = this.snap(at, units);
+      if (other >= 0 && made[at] < this.whole[at]) made[other] = this.whole[other];
+      return made;
+    }
+    /* The streams that these sizes cut by direction. */
+    turned(sizes) { return this.groups.flatMap((group, at) => (group.of && sizes[at] < group.size ? [at] : [])); }
 
     /* ---------- the front ---------- */
     /* Choices [{sizes, count}] from the whole model to the smallest, from the engine's [{keep, count}]. */

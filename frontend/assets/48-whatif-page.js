@@ -23,7 +23,7 @@
       this.gone = true;
       this.undone.forEach((action) => action());
       if (this.watcher) this.watcher.disconnect();
-      for (const part of [this.figure, this.measuring, this.exporting]) if (part) part.destroy();
+      for (const part of [this.figure, this.measuring, this.timing, this.exporting]) if (part) part.destroy();
     }
     /* The address of a route of this analysis. */
     address(rest = "", query = {}) {
@@ -62,6 +62,7 @@
       this.state = new cipm.WhatIfState(this.whatif, (query) => this.askFront(query), (what) => this.changed(what));
       this.beside = null;
       this.measuring = new cipm.WhatIfMeasuring(this);
+      this.timing = new cipm.WhatIfTiming(this);
       this.saved = new cipm.WhatIfSaved(this);
       this.exporting = this.props.readOnly ? null : new cipm.WhatIfExport(this);
       this.status = el("p", { class: "wi-status", role: "status" });
@@ -69,7 +70,7 @@
         el("div", { class: "wi-main" }, this.buildModel(), this.buildGroups()),
         el("aside", { class: "wi-side", "aria-label": "Overview" }, this.buildFigure(), this.buildAdvice(), this.saved.node, this.buildNotes()));
       this.watchRows(); this.drawFigure(); this.paint(); this.linkRows(); this.state.fetch();
-      this.measuring.load(); this.saved.load();
+      this.measuring.load(); this.timing.load(); this.saved.load();
       this.node.dataset.state = "ready";
       this.reveal(cipm.view.values.group);
     }
@@ -110,7 +111,7 @@
       const tools = el("div", { class: "wi-tools" }, this.undoButton, this.redoButton, this.wholeButton, this.exporting ? this.exporting.opener : null);
       return el("section", { class: "wi-model", "aria-label": "The whole model" },
         el("div", { class: "wi-head" }, el("h2", {}, "The whole model"), this.state.walks.length > 1 ? by : null, tools),
-        this.slider, el("div", { class: "wi-ends" }, ...this.ends), this.buildFigures(), this.measuring.node, this.status);
+        this.slider, el("div", { class: "wi-ends" }, ...this.ends), this.buildFigures(), this.measuring.node, this.timing.node, this.status);
     }
     buildFigures() {
       const { session } = this.whatif, base = session.baseline;
@@ -159,7 +160,7 @@
       this.otherColumn = head("", "Units kept there", false, "wi-other-head");
       const left = Object.entries(whatif.session.unavailable || {});
       return el("section", { class: "wi-groups", "aria-label": "Groups" },
-        el("div", { class: "wi-head" }, el("h2", {}, "Groups ", el("span", { class: "quiet" }, cipm.whole(whatif.groups.length))), whatif.groups.length > 6 ? filter : null,
+        el("div", { class: "wi-head" }, el("h2", {}, "Groups ", el("span", { class: "quiet" }, cipm.whole(whatif.groups.filter((group) => !group.of).length))), whatif.groups.length > 6 ? filter : null,
           el("p", { class: "quiet wi-hint" }, "A locked group keeps its size while the model\u2019s slider moves.")),
         el("div", { class: "wide-table" }, el("table", { class: "wi-table" }, el("thead", {}, el("tr", {}, head("", "", false, "wi-lock-head"), head("Group", "", false, "wi-name-head"),
           head("", "", false, "wi-slide-head"), head("Kept", "Units kept of all; sorts by the share", true), head("Curve", "Predicted rise of the loss against the units kept, logarithmic, one scale for all groups", false, "wi-thumb-head"),
@@ -180,9 +181,10 @@
       row.slider.addEventListener("change", () => this.state.rest());
       row.number.addEventListener("change", () => { this.state.move(at, Number(row.number.value) || group.size); this.paint(); this.state.rest(); });
       row.kept = el("td", { class: "wi-kept" }, row.number, el("span", { class: "quiet" }, `of\u00a0${cipm.whole(group.size)}`));
+      if (group.of) row.link.title = `The stream ${group.of}, cut by its principal directions: moving this keeps every coordinate`;
       const notes = [group.blocks > 1 ? `${group.kind}, in ${group.blocks} blocks` : group.kind, group.level ? `inside ${group.level}` : null].filter(Boolean).join(", ");
       row.node = el("tr", { "data-group": group.name, "data-locked": "false" }, el("td", { class: "wi-lock-cell" }, row.lock),
-        el("th", { scope: "row", class: group.level ? "wi-inner" : "", title: (group.notes || []).join(" ") }, row.link, el("span", { class: "wi-kind" }, notes)),
+        el("th", { scope: "row", class: group.level || group.of ? "wi-inner" : "", title: (group.notes || []).join(" ") }, row.link, el("span", { class: "wi-kind" }, notes)),
         el("td", { class: "wi-slide" }, row.slider), row.kept, el("td", { class: "wi-thumb-cell" }, row.thumb.node), row.saves, row.other);
       return row;
     }
@@ -202,7 +204,7 @@
       if (!found.length) return null;
       const accuracy = known(this.whatif.session.baseline.accuracy);
       const widths = (sizes) => {
-        const shown = this.whatif.groups.map((group, at) => `${group.name} ${sizes[at]} of ${group.size}`);
+        const shown = this.whatif.groups.flatMap((group, at) => (group.of ? [] : [`${group.name} ${sizes[at]} of ${group.size}`]));
         return shown.length <= 4 ? shown.join(", ") : `${cipm.percent(sizes.reduce((sum, units, at) => sum + units / this.whatif.whole[at], 0) / sizes.length, 0)} of the units on average`;
       };
       const rows = found.map((row) => {
@@ -272,7 +274,7 @@
       for (const fact of this.facts) this.paintFact(fact, predicted, measured);
       for (const row of all ? this.rows : this.inView) this.paintRow(row);
       this.paintFigure(predicted, measured);
-      this.measuring.show();
+      this.measuring.show(); this.timing.show();
     }
     /* While a slider moves, the rows in view alone are painted; the others when it rests, or as they come into view. */
     watchRows() {
@@ -343,7 +345,7 @@
     /* A group leads to its heatmap, where what goes is marked. */
     linkRows() {
       const { sizes } = this.state.encoded, { groups } = this.whatif;
-      for (const row of this.rows) row.link.setAttribute("href", `${this.props.page}?${new URLSearchParams({ group: groups[row.at].name, ...(sizes ? { sizes } : {}) })}`);
+      for (const row of this.rows) row.link.setAttribute("href", `${this.props.page}?${new URLSearchParams({ group: groups[row.at].of || groups[row.at].name, ...(sizes ? { sizes } : {}) })}`);
     }
 
     /* ---------- the figure ---------- */

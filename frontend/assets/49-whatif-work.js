@@ -94,6 +94,55 @@
     }
   }
 
+  /* ---------- a budget of run time ---------- */
+  class Timing {
+    constructor(page) {
+      this.page = page; this.found = new Map(); this.problem = null;
+      this.share = el("input", { type: "number", class: "wi-percent", min: 1, max: 99, step: 1, value: 50, inputmode: "numeric", "aria-label": "Run time at most, per cent of the whole model\u2019s" });
+      this.find = el("button", { type: "submit", class: "cipm-button", title: "Make a few sizes along the FLOPs, with your locks, and time them beside the whole model on the server" }, "Find sizes");
+      this.text = el("span", { class: "wi-time", role: "status" });
+      const form = el("form", { class: "wi-latency" }, "Run time at most ", this.share, "\u202f% of the whole model\u2019s", this.find);
+      form.addEventListener("submit", (event) => { event.preventDefault(); this.run(); });
+      this.node = el("div", { class: "wi-measure" }, ...(page.props.readOnly ? [] : [form]), this.text);
+    }
+    destroy() { if (this.unfollow) this.unfollow(); }
+    async load() {
+      for (const { result } of (await this.page.ask("GET", "/latencies")) || []) if (result) this.found.set(this.page.whatif.encode(this.page.whatif.sizes(result.keep)), result);
+      this.show();
+    }
+    async run() {
+      if (this.job) return;
+      this.problem = null;
+      const { state } = this.page, share = Number(this.share.value) / 100, job = await this.page.ask("POST", "/latencies", { share, ...state.asked });
+      if (!job) return;
+      this.locked = state.locked;
+      if (!ACTIVE.includes(job.status)) { this.ended(job); return; }
+      this.job = job; this.show();
+      this.unfollow = cipm.follow(this.page.address("/events", { job: job.id }), null, (news) => { if (!ACTIVE.includes(news.status)) this.ended(news); });
+    }
+    async ended(job) {
+      this.job = null;
+      if (job.status !== "done") this.problem = job.error;
+      const one = job.status === "done" && ((await this.page.ask("GET", "/latencies")) || []).find((made) => made.job.id === job.id);
+      if (one) {
+        const sizes = this.page.whatif.sizes(one.result.keep);
+        this.found.set(this.page.whatif.encode(sizes), one.result);
+        this.page.state.take(sizes, this.locked);
+      }
+      this.show();
+    }
+    show() {
+      const done = this.found.get(this.page.whatif.encode(this.page.state.sizes)), { latency } = done || {};
+      const words = this.problem ? `${this.problem.message} ${this.problem.fix || ""}`
+        : this.job ? "Timing smaller models on the server\u2026"
+          : done ? `${cipm.percent(done.share, 0)} of the whole model\u2019s run time, measured on the server\u2019s machine: ${latency.rows} rows in ${latency.runtime}, ${latency.threads} threads, the fastest of ${latency.runs} runs.` : "";
+      if (this.text.textContent !== words) this.text.textContent = words;
+      this.text.title = (done && done.words) || "";
+      this.find.disabled = Boolean(this.job);
+      this.text.classList.toggle("bad", Boolean(this.problem));
+    }
+  }
+
   /* ---------- saved what-ifs ---------- */
   class Saved {
     constructor(page) {
@@ -252,5 +301,5 @@
     }
   }
 
-  Object.assign(cipm, { WhatIfMeasuring: Measuring, WhatIfSaved: Saved, WhatIfExport: Export });
+  Object.assign(cipm, { WhatIfMeasuring: Measuring, WhatIfTiming: Timing, WhatIfSaved: Saved, WhatIfExport: Export });
 })();

@@ -152,7 +152,7 @@ def session() -> dict[str, Any]:
               for name, size, blocks, scale in (("hidden", 300, 1, 1.0), ("heads", 8, 2, 3.0))]
     count = {"fixed": 10.0, "terms": [[3000.0, [{"hidden": 1.0}]], [2400.0, [{"hidden": 1.0}, {"heads": 1.0}]]],
              "unit": "numbers"}
-    return {"schema_version": 3, "kinds": ["kl", "loss"], "groups": groups, "unavailable": {"stream": "Nothing reads it."},
+    return {"schema_version": 4, "kinds": ["kl", "loss"], "groups": groups, "unavailable": {"stream": "Nothing reads it."},
             "baseline": {"loss_kind": "cross_entropy", "loss": 0.5, "accuracy": 0.9, "perplexity": None, "rows": 100},
             "counts": dict.fromkeys(("parameters", "flops", "bytes"), count), "points": [], "advice": [], "rows": 100,
             "whole": dict.fromkeys(("kl", "loss"), {"front": [[0.1, 0.2], [1.0, 1.5]], "off": [[0.1, 0.1], [1.0, 1.2]]}),

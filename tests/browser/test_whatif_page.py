@@ -74,6 +74,18 @@ def test_the_browser_predicts_what_the_engine_predicts(tab: Page, pages: Running
         assert answer["rises"] == pytest.approx(engine.predicted(keep), rel=1e-9)
         assert answer["counts"] == pytest.approx({name: count(keep) for name, count in engine.counts.items()}, rel=1e-9)
         assert answer["back"] == engine.checked(keep)
+    assert session["groups"][1]["name"] == "hidden2"
+    turned = {**session["groups"][1], "name": "hidden2 by direction", "of": "hidden2"}
+    found = tab.evaluate("""async (session) => { const whatif = new cipm.WhatIf(session), asked = [];
+        const state = new cipm.WhatIfState(whatif, async (query) => { asked.push(String(query)); return { choices: session.fronts.parameters, frontier: [[1, 1]] }; }, () => {});
+        const steps = [[1, 60], [2, 40], [0, 300]].map(([at, units]) => { state.move(at, units); return [...state.sizes]; });
+        await state.fetch();
+        state.toggleLock(1);
+        return { steps, asked, frontier: whatif.frontier, locked: [...state.locked], back: whatif.encode(state.sizes), turned: whatif.turned(state.sizes) }; }""",
+                         {**session, "groups": [*session["groups"], turned]})
+    assert found["steps"] == [[320, 60, 128], [320, 128, 40], [300, 128, 40]]  # a stream is cut one way or the other
+    assert found["asked"][0] == "count=parameters&turned=hidden2+by+direction" and found["frontier"] == [[1, 1]]
+    assert found["locked"] == [1, 2] and found["back"] == "300..40" and found["turned"] == [2]
 
 
 def test_sliders_answer_and_undo_redo_and_the_address_bring_back(tab: Page, pages: Running, session: dict[str, Any]) -> None:
@@ -158,6 +170,17 @@ def test_what_rests_is_measured_and_stands_beside_the_prediction(tab: Page, page
     expect(state).to_have_text("Not measured.")
     tab.wait_for_timeout(1300)
     expect(state).to_have_text("Not measured.")
+
+    tab.get_by_role("button", name="Lock hidden2").click()  # at 42; a budget of run time, met by a worker
+    tab.get_by_label("Run time at most").fill("40")
+    tab.get_by_role("button", name="Find sizes").click()
+    expect(tab.locator(".wi-time")).to_have_text("Timing smaller models on the server\u2026")
+    lease = taken(pages, {"share": 0.4, "locked": [], "sizes": {"hidden2": 42}, "turned": []})
+    times = {"before_ms": 2.0, "after_ms": 0.7, "times": 2.6, "rows": 64, "runs": 25, "threads": 2, "runtime": "onnxruntime"}
+    jobs.finish(store, lease, {"keep": {"hidden1": 90, "hidden2": 42}, "share": 0.385, "latency": times, "words": "Timed.",
+                               "predicted": {"kl": 0.1, "loss": 0.3}})
+    expect(tab.locator(".wi-time")).to_contain_text("39\u202f% of the whole model\u2019s run time, measured on the server")
+    assert sizes(tab) == [90, 42]
 
 
 def taken(pages: Running, asked: dict[str, Any]) -> jobs.Lease:

@@ -31,7 +31,7 @@ def session_of(study: Path) -> dict[str, Any]:
     groups = [group(made, baseline["loss"]) for made in report["groups"]]
     shapes = {matrix["tensor"]: (matrix["shape"], matrix["groups"]) for matrix in report["matrices"] if matrix["tensor"]}
     made: dict[str, Any] = {
-        "schema_version": 3, "baseline": baseline, "kinds": ["kl", "loss"], "groups": groups, "whole": {},
+        "schema_version": 4, "baseline": baseline, "kinds": ["kl", "loss"], "groups": groups, "whole": {},
         "rows": baseline["rows"], "unavailable": {"outputs": "its units are the model's answers."},
         "counts": counts(shapes, groups), "points": [],
         "band": {kind: {"median": 1.12, "p90": 1.4, "points": len(SHARES)} for kind in ("kl", "loss")},
