@@ -181,6 +181,8 @@ def _classes(walk: Walk, routes: Routes) -> tuple[np.ndarray, Pairs]:
         looped = np.flatnonzero(np.bincount(circle[:first.size], minlength=first.size)[circle[:first.size]] > 1)
         leader = {int(circle[c]): int(c) for c in looped[::-1]}
         same = np.concatenate([same, np.array([looped, [leader[int(circle[c])] for c in looped]], dtype=np.int64)], axis=1)
+        units = (_one_unit(event) for event, (*_, soft) in zip(events, book.maps, strict=True) if not soft)
+        same = np.concatenate([same, *units], axis=1)
         new_ties = np.concatenate([first[same[:, same[0] != same[1]]], routes.ties(class_of)], axis=1)
         known = first[class_of[maps]]
         new_maps = np.setdiff1d(_coded(first[finer], book.count), _coded(known, book.count))
@@ -222,6 +224,18 @@ def _compare_blocks(events: Sequence[Pairs]) -> tuple[Pairs, Pairs]:
             elif any(single):
                 finer.append(pairs if single[0] else pairs[::-1])
     return np.concatenate(same, axis=1), unique_pairs(np.concatenate(finer, axis=1))
+
+
+def _one_unit(event: Pairs) -> Pairs:
+    """Return (parents to tie): positions of one axis on which a unit of several elements stands for every slice of another
+    axis (both halves of a rotary pair in every head) are one unit. Where that would be all of them, nothing is told apart."""
+    again = event[0, 1:] == event[0, :-1]
+    if not again.any():
+        return event[:, :0]
+    parents, place = np.unique(event[1], return_inverse=True)
+    pairs = np.stack([place[:-1][again], place[1:][again]])
+    count, _ = connected_components(_relation(pairs, parents.size), directed=False)
+    return parents[pairs] if count > 1 else event[:, :0]
 
 
 def _closure(direct: Pairs, count: int) -> Table:
