@@ -101,6 +101,27 @@ def test_the_smaller_file_has_the_size_and_the_loss_that_were_told(known):
     assert right == pytest.approx(facts["measured"]["accuracy"], abs=5e-3)
 
 
+def test_a_budget_of_run_time_gives_sizes_along_the_front_with_what_was_timed(known, monkeypatch):
+    stages, session = known
+    told, asked = Session.from_json(session), []
+
+    def timed(before, after, files, inputs, flops):
+        asked.append(after.parameters)
+        return {"times": before.parameters / after.parameters, "rows": len(inputs["x"]), "runs": 5, "threads": 1,
+                "runtime": "torch"}
+
+    monkeypatch.setattr("cipm.pipeline.timing.latency", timed)
+    locked, free = list(told.groups)[0], list(told.groups)[1:]
+    made = stages.run("latency", share=0.8, locked=[locked], sizes={}, turned=[])
+    assert 0.7 < made["share"] <= 0.8 and made["share"] == pytest.approx(1 / made["latency"]["times"]) and len(asked) <= 6
+    assert set(made["keep"]) == set(free) and made["latency"]["rows"] == 64
+    assert made["keep"] in [{name: units for name, units in choice.keep.items() if name in free}
+                            for choice in told.front("flops", [locked])]
+    assert made["predicted"] == pytest.approx(told.held([locked]).losses(made["keep"]))
+    with pytest.raises(OptionError, match="cannot be met"):
+        stages.run("latency", share=0.001, locked=[], sizes={}, turned=[])
+
+
 def test_the_front_and_the_advice_hold_what_they_say(known):
     _, session = known
     told = Session.from_json(session)
