@@ -144,12 +144,13 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-TABLES: dict[str, Callable[[], None]] = {
+TABLES: dict[str, Callable[[], object]] = {
     "digits": lambda: (table("Digits MLP 64-256-256-10", [digits(mlp, seed) for seed in range(5)], REMOVED),
                        table("Digits CNN 32-64-64", [digits(cnn, seed) for seed in range(3)], REMOVED)),
     "mnist": lambda: table("MNIST MLP 784-512-512-512-10", [mnist(seed) for seed in range(2)], REMOVED),
     "resnet": lambda: table("ResNet-20 on CIFAR-10, published weights", [cifar()], REMOVED[:2]),
-    "language": lambda: table("Byte language model, 4 gated layers of 256 units", [language()], REMOVED[1:]),
+    "language": lambda: [table(f"Byte language model, 4 gated layers of {hidden} units", [language(hidden=hidden)], REMOVED[1:])
+                         for hidden in (256, 512)],
     "speed": lambda: speed(mnist(0)),
 }
 REAL = ("mnist", "resnet", "language", "speed")

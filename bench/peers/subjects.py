@@ -155,15 +155,15 @@ class ByteModel(nn.Module):
         return self.head(self.norm(self.layers(self.tokens(x) + places)))
 
 
-def language(steps: int = 1500, positions: int = 64) -> Subject:
+def language(steps: int = 1500, positions: int = 64, hidden: int = 256) -> Subject:
     """Return a byte model trained for some minutes on the plays of tinyshakespeare, whose last tenth is held out.
 
     Fitted on 500 windows of the training text, judged on 500 of the rest.
     """
     text = torch.frombuffer(bytearray((DATA / "datasets" / "tinyshakespeare.txt").read_bytes()), dtype=torch.uint8).long()
     cut = len(text) * 9 // 10
-    make = partial(ByteModel, positions=positions)
-    model = trained(f"language-{steps}-{positions}", make, lambda: _read(make, text[:cut], steps, positions))
+    make = partial(ByteModel, positions=positions, hidden=hidden)
+    model = trained(f"language-{steps}-{positions}-{hidden}", make, lambda: _read(make, text[:cut], steps, positions))
     starts = torch.randint(cut - positions - 1, (500,), generator=torch.Generator().manual_seed(1))
     held_out = torch.arange(500) * ((len(text) - cut - positions - 1) // 500)
     return Subject(model, _windows(text[:cut], starts, positions), _windows(text[cut:], held_out, positions), "cross-entropy")

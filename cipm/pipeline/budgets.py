@@ -110,7 +110,8 @@ def prune_job(request: Mapping[str, Any], scratch: Path, emit: Emit) -> dict[str
     context, turned = with_turned_streams(context) if request["turn_streams"] else (context, [])
     pruner = Pruner(context, stage="prune")
     sizes, said = choose(pruner, request["budget"], request["value"], locked=request["locked"], sizes=request["sizes"])
-    made = pruner.made(sizes)
+    measured = request["budget"] == "max_loss"  # what was found to keep within it is what is written
+    made = pruner.made(sizes) if measured else pruner.made_again(sizes)
     predicted = pruner.predicted(sizes) if made.keep else {kind: pruner.base[kind] for kind in pruner.kinds}
     out = scratch / request["filename"]
     facts = write_smaller(pruner.refitter, made, sizes, out, form=request["form"], predicted=predicted,

@@ -169,6 +169,13 @@ class Pruner:
         """Return the network with so many units of each group, refitted in sequence, and what it measures."""
         return self.refitter.made(self._alone_only.units_kept(sizes))
 
+    def made_again(self, sizes: Sizes) -> Pruned:
+        """Return the same with units chosen anew where that is better, and work and memory allow it."""
+        if not self.in_sequence or _bytes(self._found) > self._memory:
+            return self.made(sizes)
+        weighted = curvatures(self.context.checkpoint, self._found, self.refitter.rows, seed=self.context.options.seed)
+        return self.refitter.made_again(self._alone_only.units_kept(sizes), self.groups, weighted)
+
     def point(self, sizes: Sizes) -> Point:
         """Measure a whole network; predictions do not know of it."""
         predicted = self.predicted(sizes)

@@ -13,10 +13,12 @@ import torch
 from cipm.load import Checkpoint
 from cipm.pipeline.context import Context, batches, fixed_rows
 from cipm.pipeline.reference import Reference, RowCost, row_cost, rows_of, spread
+from cipm.pruning.again import refit_again
 from cipm.pruning.consumers import Consumer, consumers
 from cipm.pruning.kept import Kept, Labels
 from cipm.pruning.sequence import FEWEST_SAMPLES, PER_FEATURE, Aims, Rows, aim_numbers, read_aims, refit
 from cipm.pruning.shrink import left_out
+from cipm.symmetry import SymmetryGroup
 
 FIT_ROWS, FEWEST_FIT_ROWS = 2000, 32
 FIT_FLOPS = 4e12
@@ -26,6 +28,7 @@ FIT_NUMBERS = 2**26
 AIM_NUMBERS = 2**26
 """Most numbers of what the whole model gives at its consumers that are kept from one refit to the next (256 MB); of a larger
 model they are computed anew for each."""
+CHOSEN_AGAIN = "Units were chosen anew, group by group, on what the smaller and refitted layers before them give."
 Units = Mapping[str, Sequence[int]]
 
 
@@ -113,6 +116,15 @@ class Refitter:
         checkpoint, notes = refit(self.context.checkpoint, self.context.symmetry, kept, self.rows, aims=self.aims,
                                   found=self.consumers)
         return Pruned(checkpoint, units, notes, self.measured(checkpoint, kept))
+
+    def made_again(self, units: Units, groups: Mapping[str, SymmetryGroup], curvature: Mapping[str, np.ndarray]) -> Pruned:
+        """Return the same with as many units of each group, chosen anew where that is nearer to the whole model on the rows
+        that weights are fitted on (`refit_again`)."""
+        given = {name: list(kept) for name, kept in units.items()}
+        checkpoint, chosen, notes = refit_again(self.labels, self.consumers, groups, given, curvature, self.rows,
+                                                aims=self.aims)
+        said = () if chosen == given else (CHOSEN_AGAIN,)
+        return Pruned(checkpoint, chosen, (*notes, *said), self.measured(checkpoint, self.kept(chosen)))
 
     def measured(self, checkpoint: Checkpoint, kept: Kept) -> dict[str, Any]:
         """Return what a masked network measures."""

@@ -17,11 +17,11 @@ from cipm.symmetry import SymmetryGroup
 from cipm.trace import run
 
 Keep = Mapping[str, Sequence[int]]
+Made = tuple[Checkpoint, dict[str, list[int]], tuple[str, ...]]
 
 
 def refit_again(labels: Labels, found: Sequence[Consumer], groups: Mapping[str, SymmetryGroup], keep: Keep,
-                curvature: Mapping[str, np.ndarray], rows: Rows, *, aims: Aims | None = None,
-                ) -> tuple[Checkpoint, dict[str, list[int]], tuple[str, ...]]:
+                curvature: Mapping[str, np.ndarray], rows: Rows, *, aims: Aims | None = None) -> Made:
     """Return what `refit` gives with as many units of each group as `keep` names, those units, and notes: the units given or
     those of `chosen_again`, whichever leaves the model's outputs nearer to the whole one's on these rows.
 
@@ -31,15 +31,18 @@ def refit_again(labels: Labels, found: Sequence[Consumer], groups: Mapping[str, 
     """
     given = {name: sorted(int(unit) for unit in units) for name, units in keep.items()}
     again = chosen_again(labels, found, groups, given, curvature, rows, aims=aims)
-    best = None
-    for units in (given, again) if again != given else (given,):
-        kept = labels.what_stays(units)
-        made, notes = refit(labels.checkpoint, labels.symmetry, kept, rows, aims=aims, found=found)
-        apart = _apart(labels.checkpoint, made, kept, rows)
-        if best is None or apart < best[0]:
-            best = apart, made, units, notes
-    assert best is not None
-    return best[1], best[2], best[3]
+    first = _made(labels, found, given, rows, aims)
+    if again == given:
+        return first
+    second = _made(labels, found, again, rows, aims)
+    apart = [_apart(labels.checkpoint, made, labels.what_stays(units), rows) for made, units, _ in (first, second)]
+    return second if apart[1] < apart[0] else first
+
+
+def _made(labels: Labels, found: Sequence[Consumer], units: dict[str, list[int]], rows: Rows, aims: Aims | None) -> Made:
+    kept = labels.what_stays(units)
+    checkpoint, notes = refit(labels.checkpoint, labels.symmetry, kept, rows, aims=aims, found=found)
+    return checkpoint, units, notes
 
 
 def chosen_again(labels: Labels, found: Sequence[Consumer], groups: Mapping[str, SymmetryGroup], keep: Keep,
