@@ -21,7 +21,7 @@ from cipm.symmetry.unread import without_unread
 from cipm.symmetry.walk import Spot, Walk, example_inputs, walk
 from cipm.trace.graph import Graph
 
-ROUNDS = 3
+ROUNDS = 4
 """How often the graph is walked again, without what could not be told apart."""
 
 
@@ -58,8 +58,8 @@ def _finest(checkpoint: Checkpoint,
             break
         views = {spot: view for candidate in candidates for spot, view in candidate.views.items()}
         made = _walked(checkpoint, inputs, observed, views)
-        held = [candidate for candidate in candidates if told_apart(candidate, *made[:3])]
-        if len(held) == len(candidates):
+        held = [found for candidate in candidates if (found := told_apart(candidate, *made[:3]))]
+        if held == candidates:
             return *made[:3], notes + unread
         candidates = held
     return *first[:3], notes + unread

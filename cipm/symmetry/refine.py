@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -73,16 +73,19 @@ def _crosses(candidate: Candidate, other: Candidate) -> bool:
                and other.views[key, view.axes[0]].axes[0] == axis for (key, axis), view in candidate.views.items())
 
 
-def told_apart(candidate: Candidate, walked: Walk, structure: Structure, families: Sequence[Family]) -> bool:
-    """Tell whether every slice has units of its own in the second walk, and nothing that moved moves no more."""
+def told_apart(candidate: Candidate, walked: Walk, structure: Structure, families: Sequence[Family]) -> Candidate | None:
+    """Return the candidate where every slice has units of its own in the second walk, and nothing that moved moves no more.
+
+    Where some of its axes are read alike by every slice (both directions of a layer read all units of the one below), return
+    it without views of these; else None.
+    """
+    shown = {spot: structure.class_of[walked.atoms[spot]][..., np.unique(positions)]
+             for spot, positions in candidate.moving.items()}
+    alike = {spot for spot in candidate.views if (np.diff(np.sort(shown[spot], axis=0), axis=0) == 0).any()}
+    if alike and alike != candidate.views.keys():
+        return replace(candidate, views={spot: view for spot, view in candidate.views.items() if spot not in alike})
     moves = _moves(structure, families)
-    for spot, positions in candidate.moving.items():
-        classes = structure.class_of[walked.atoms[spot]][..., np.unique(positions)]
-        if not moves[classes].all():
-            return False
-        if spot in candidate.views and (np.diff(np.sort(classes, axis=0), axis=0) == 0).any():
-            return False
-    return True
+    return None if alike or not all(moves[classes].all() for classes in shown.values()) else candidate
 
 
 def _moves(structure: Structure, families: Sequence[Family]) -> np.ndarray:

@@ -201,6 +201,25 @@ def test_too_many_units_to_be_told_apart_move_alike_and_the_notes_say_so(monkeyp
     assert symmetry.notes == ("1 stack of tensors has too many units to tell those of its slices apart: they move alike",)
 
 
+class BothWays(nn.Module):
+    """Two layers of two directions held in one tensor each; both directions of the second read all units of the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.randn(2, 6, 9)), nn.Parameter(torch.randn(2, 18, 5))
+        self.head = nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([(x @ self.first[d]).tanh() for d in range(2)], -1)
+        return self.head(torch.cat([(x @ self.second[d]).tanh() for d in range(2)], -1))
+
+
+def test_slices_whose_units_all_slices_of_the_next_read_have_orders_of_their_own() -> None:
+    symmetry = discover_groups(checkpoint_of(BothWays(), torch.randn(4, 6)))
+    assert sorted((group.size, group.blocks) for group in symmetry.groups) == [(5, 1)] * 2 + [(9, 1)] * 2
+    assert prove(checkpoint_of(BothWays(), torch.randn(4, 6)), symmetry).certificate.passed
+
+
 class Placed(nn.Module):
     """Words and five of the nine places of a table, a hidden layer, and a sum over a table of which every row is read."""
 
