@@ -17,12 +17,13 @@ PUBLIC = {("GET", "/api/health"), ("POST", "/api/auth/register"), ("POST", "/api
           ("POST", "/api/auth/logout"), ("GET", "/api/shared/{token}")}
 SHARED = {("GET", f"/api/analyses/{{analysis_id}}{rest}")
           for rest in ("", "/events", "/report", "/symmetry", "/whatif", "/whatif/front", "/whatifs", "/measurements",
-                       "/matrices/{matrix_id}", "/matrices/{matrix_id}/tiles")}
+                       "/latencies", "/matrices/{matrix_id}", "/matrices/{matrix_id}/tiles")}
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/api/tokens"): {"name": "n"},
     ("POST", "/api/uploads"): {"name": "n", "size": 1, "kind": "model"},
     ("PATCH", "/api/analyses/{analysis_id}"): {"title": "stolen"},
     ("POST", "/api/analyses/{analysis_id}/measurements"): {"keep": {"hidden": 1}},
+    ("POST", "/api/analyses/{analysis_id}/latencies"): {"share": 0.5},
     ("POST", "/api/analyses/{analysis_id}/whatifs"): {"name": "n", "keep": {}},
     ("PATCH", "/api/analyses/{analysis_id}/whatifs/{whatif_id}"): {"name": "n"},
     ("POST", "/api/analyses/{analysis_id}/exports"): {"order": "original"},
