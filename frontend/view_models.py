@@ -19,6 +19,12 @@ STAGE_WORDS = {"open": "Open the model", "discover": "Find the symmetry", "probe
 ACTIVE = ("queued", "running")
 
 
+def session_there(job: Json) -> bool:
+    """Tell whether an analysis has its what-if session, which comes before its last stage."""
+    return job["status"] == "done" or any(stage["name"] == "whatif" and stage["state"] in ("done", "cached")
+                                          for stage in job["stages"])
+
+
 @dataclass(frozen=True)
 class View:
     """The structural part of a page's state: which group, tab and matrix."""

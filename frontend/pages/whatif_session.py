@@ -35,9 +35,9 @@ async def layout(site: Site, analysis_id: str | None, share: str | None) -> Comp
 
 
 def body(page: Json, analysis: Json) -> list[Any]:
-    """Return the session where the analysis is done, else how far it is, or that it ended before."""
+    """Return the session once its stage is done, else how far the analysis is, or that it ended before."""
     job = analysis["job"]
-    if job["status"] == "done":
+    if vm.session_there(job):
         session = WhatIfSession(id=WhatIfPage.SESSION, src=f"/api/analyses/{page['id']}", share=page.get("share"),
                                 readOnly=page["read_only"], page=sm.analysis_address(page))
         return [head(page, analysis), session]
@@ -46,7 +46,7 @@ def body(page: Json, analysis: Json) -> list[Any]:
                                             "Run it again from its own page.")]
     address = f"/api/analyses/{page['id']}"
     token = f"?share={page['share']}" if page.get("share") else ""
-    return [head(page, analysis), empty("What-ifs come with the rest of the analysis", "This page appears by itself."),
+    return [head(page, analysis), empty("What-ifs are not computed yet", "This page appears by itself."),
             JobStream(id=WhatIfPage.STREAM, src=f"{address}/events{token}", fallback=f"{address}{token}"),
             html.Div(stages(job), id=WhatIfPage.PROGRESS, className="progress")]
 
@@ -69,10 +69,10 @@ def register(app: Dash, site: Site) -> None:
     @app.callback(Output(WhatIfPage.PROGRESS, "children"), Output(WhatIfPage.BODY, "children"), Input(WhatIfPage.STREAM, "job"),
                   State(WhatIfPage.PAGE, "data"), prevent_initial_call=True)
     async def follow(job: Json | None, page: Json) -> tuple[Any, Any]:
-        """Repaint the stages; once the job has ended, the whole page."""
+        """Repaint the stages; once the session is there, or the job has ended, the whole page."""
         if not job:
             return no_update, no_update
-        if job["status"] in vm.ACTIVE:
+        if job["status"] in vm.ACTIVE and not vm.session_there(job):
             return stages(job), no_update
         client = site.visit(page.get("share"))
         try:

@@ -42,6 +42,13 @@ def test_one_that_is_not_so_far_is_followed_and_one_that_ended_says_so() -> None
         assert "There is no what-if session" in text and "JobStream" not in text
 
 
+@pytest.mark.parametrize("status", ["running", "failed"])
+def test_the_session_is_shown_before_the_last_stage_ends(status: str) -> None:
+    analysed = made(status)
+    analysed["job"]["stages"][0]["state"] = "done"
+    assert whatif_session.body(OWNER, analysed)[-1].to_plotly_json()["type"] == "WhatIfSession"
+
+
 def test_the_ways_to_the_session() -> None:
     assert sm.whatif_address(OWNER, group="a b") == "/a/abc/whatif?group=a+b"
     assert "/a/abc/whatif" in said(*analysis.ways(OWNER)) and "/s/tok/en/whatif" in said(*analysis.ways(GUEST))
