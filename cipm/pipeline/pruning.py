@@ -5,7 +5,7 @@ Weights are fitted on the even probe rows, everything is measured on odd ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 
 from cipm.allocation import Choice, Count, Session, Sizes, even
 from cipm.calibration import lines
+from cipm.errors import UnsupportedModel
 from cipm.export import forms
 from cipm.pipeline.context import Context
 from cipm.pipeline.refitting import Pruned, Refitter
@@ -91,7 +92,7 @@ class Pruner:
         found: dict[str, Alone] = {}
         for names, readers in self._passes():
             moments = read_moments(self.context.checkpoint, readers, self.refitter.rows)
-            weighted = curvatures(self.context.checkpoint, readers, self.refitter.rows, seed=self.context.options.seed)
+            weighted = self._curvatures(readers)
             curves = group_curves(self.context.checkpoint, self._found, {name: self.groups[name] for name in names}, moments,
                                   labels=self._labels, rows=self.refitter.rows, curvature=weighted)
             for name, curve in curves.items():
@@ -134,8 +135,11 @@ class Pruner:
         return {name: self._calibrated(kind, one, one.measured) for name, one in self.alone.items()}
 
     def beside(self, context: Context, name: str) -> Pruner:
-        """Return what is known of one group of another model of the same function, measured on the same rows and alike."""
+        """Return what is known of one group of another model of the same function, measured on the same rows and alike. Raises
+        UnsupportedModel where it cannot be made smaller there."""
         other = Pruner(replace(context, emit=lambda event: None), 0, self.stage)
+        if name not in other.groups:
+            raise UnsupportedModel(other.reasons[name], where=name)
         other.groups = {name: other.groups[name]}
         other.refitter = Refitter(other.context, rows=self.refitter.reference.rows, labels=other._labels)
         other.in_sequence = self.in_sequence
@@ -173,7 +177,7 @@ class Pruner:
         """Return the same with units chosen anew where that is better, and work and memory allow it."""
         if not self.in_sequence or _bytes(self._found) > self._memory:
             return self.made(sizes)
-        weighted = curvatures(self.context.checkpoint, self._found, self.refitter.rows, seed=self.context.options.seed)
+        weighted = self._curvatures(self._found)
         return self.refitter.made_again(self._alone_only.units_kept(sizes), self.groups, weighted)
 
     def point(self, sizes: Sizes) -> Point:
@@ -220,6 +224,10 @@ class Pruner:
         sizes = dict.fromkeys(even({name: self.groups[name]}, share)[name] for share in self.shares)
         return tuple({"keep": size, **self._one(name, curve.kept(size), readers, moments)} for size in sizes
                      if size < self.groups[name].size)
+
+    def _curvatures(self, readers: Sequence[Consumer]) -> dict[str, np.ndarray]:
+        return curvatures(self.context.checkpoint, readers, self.refitter.rows, seed=self.context.options.seed,
+                          labels=self.refitter.classes)
 
     def _merges(self, name: str, moments: Mapping[str, Moments]) -> Merges | None:
         group, mine = self.groups[name], consumed(self._found, name)
