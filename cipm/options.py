@@ -50,6 +50,10 @@ class AnalysisOptions(BaseModel):
     measured_points: int = option(3, "Keep fractions at which a pruning what-if is measured for every group, beside "
                                   "the predicted curve.", "points", ge=0, le=20)
     measured_rows: int = option(1000, "Probe rows on which a what-if is measured.", "rows", ge=1, le=1_000_000)
+    fisher: Literal["predictions", "labels"] = option(
+        "predictions", "What says how much a change matters when the cost of pruning is computed: what the model itself holds "
+        "to be likely, or the probe's classes (give rows that it was not trained on: on those nothing seems to matter).",
+        "source")
     proof_draws: int = option(2, "Random members of all groups together on which the function is compared.",
                               "draws", ge=1, le=100)
     seed: int = option(0, "Seed of every random choice.", "seed", ge=0, le=2**31 - 1)

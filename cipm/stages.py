@@ -38,7 +38,7 @@ STAGES: dict[str, Stage] = {
                       ("resolution", "module_method", "module_pairs", "module_count", "seed", "batch_rows", "positions",
                        "statistics_memory", "device")),
     "whatif": Stage(10, ("open", "discover", "probe"),
-                    ("measured_points", "measured_rows", "batch_rows", "statistics_memory", "seed", "device")),
+                    ("measured_points", "measured_rows", "fisher", "batch_rows", "statistics_memory", "seed", "device")),
     "view": Stage(5, ("open", "discover", "probe", "collect", "organize", "whatif")),
     "measure": Stage(3, ("open", "discover", "probe", "whatif"), ("batch_rows", "seed", "device"), ("keep",)),
     "latency": Stage(1, (MODEL, "open", "discover", "probe", "whatif"), ("batch_rows", "seed"),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cipm.errors import OptionError
 from cipm.load import Checkpoint
 from cipm.pipeline.context import Context, batches, fixed_rows
 from cipm.pipeline.reference import Reference, RowCost, row_cost, rows_of, spread
@@ -73,9 +74,27 @@ class Refitter:
     @cached_property
     def rows(self) -> Rows:
         """Return the rows that weights are fitted on, in batches: at most 2,000 of the even ones, fewer for a large model."""
-        probe = self.context.probe
-        chosen = spread(np.arange(0, probe.used_rows, 2), self.fit_rows, fixed_rows(self.context.checkpoint))
-        return list(batches(rows_of(probe, chosen), self.context.checkpoint, self.context.options.batch_rows))
+        context = self.context
+        return list(batches(rows_of(context.probe, self._chosen), context.checkpoint, context.options.batch_rows))
+
+    @cached_property
+    def _chosen(self) -> np.ndarray:
+        there = np.arange(0, self.context.probe.used_rows, 2)
+        return spread(there, self.fit_rows, fixed_rows(self.context.checkpoint))
+
+    @property
+    def classes(self) -> list[torch.Tensor] | None:
+        """Return the labels of these rows, batch by batch, where the option `fisher` asks for them; None where it does not.
+
+        Raises OptionError where the probe has no classes."""
+        if self.context.options.fisher == "predictions":
+            return None
+        labels = self.context.probe.labels
+        if self.reference.kind != "cross_entropy":
+            raise OptionError("fisher is 'labels', but the probe has no classes to compare the model's outputs with.",
+                              where="fisher", fix="Give labels with the probe, or leave fisher at 'predictions'.")
+        chosen = labels[torch.from_numpy(self._chosen % self.context.probe.used_rows)]
+        return list(chosen.split([len(next(iter(batch.values()))) for batch in self.rows]))
 
     @cached_property
     def aims(self) -> Aims | None:

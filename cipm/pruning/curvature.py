@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from cipm.errors import UnsupportedModel
 from cipm.load.checkpoint import Checkpoint
@@ -24,7 +25,8 @@ SAMPLES = 16_384
 """Most samples of one consumer, evenly spaced among its positions."""
 
 
-def curvatures(checkpoint: Checkpoint, found: Sequence[Consumer], rows: Rows, *, seed: int = 0) -> dict[str, np.ndarray]:
+def curvatures(checkpoint: Checkpoint, found: Sequence[Consumer], rows: Rows, *, seed: int = 0,
+               labels: Sequence[torch.Tensor] | None = None) -> dict[str, np.ndarray]:
     """Return WᵀFW [features, features] of each consumer W, by its node: F = E[g gᵀ] over samples of its outputs.
 
     g = Jᵀ v for the Jacobian J of the model's outputs with respect to the consumer's, and random v whose covariance is the
@@ -35,20 +37,25 @@ def curvatures(checkpoint: Checkpoint, found: Sequence[Consumer], rows: Rows, *,
     Consumers that the outputs do not depend on, and those whose outputs are not laid out as expected, are left out; all of them
     are where an op of the model has no gradient.
 
-    On rows that the model was trained on it is too small by a factor (predictions are too sure), which calibration undoes.
-    Cost: a forward pass, DRAWS backward passes, samples × features × (outputs + features) for each consumer. Memory: all
-    activations of one batch.
+    With `labels` (the class of every row or position, one tensor for each batch of `rows`) v is instead, once, the gradient of
+    the cross-entropy: the empirical Fisher information, of what was right rather than of what the model holds to be likely.
+
+    On rows that the model was trained on it is too small by a factor (predictions are too sure), which calibration undoes; that
+    from labels goes to zero there, so give it rows that the model has not seen.
+
+    Cost: a forward pass, DRAWS (with labels one) backward passes, samples × features × (outputs + features) for each consumer.
+    Memory: all activations of one batch.
 
     Source: weighting by the Fisher information as in Theis et al. 2018, "Faster gaze prediction with dense networks and Fisher
     pruning"; of predictions rather than of training labels: Kunstner, Balles, Hennig 2019, "Limitations of the empirical
     Fisher approximation".
     """
     generator = torch.Generator().manual_seed(seed)
-    batches = _few(checkpoint, rows)
+    batches = _few(checkpoint, rows, labels)
     sums = {one.node: _Sum(one, checkpoint.tensors[one.key], SAMPLES // (DRAWS * max(len(batches), 1))) for one in found}
     try:
-        for batch in batches:
-            for node, gradient in _gradients(checkpoint, found, batch, generator):
+        for batch, classes in batches:
+            for node, gradient in _gradients(checkpoint, found, batch, classes, generator):
                 sums[node].add(gradient, len(next(iter(batch.values()))))
     except (RuntimeError, UnsupportedModel):  # an op without a gradient (quantised, or one that writes in place)
         return {}
@@ -89,17 +96,21 @@ class _Sum:
         return self.positions * ((1 - share) * self.total / self.samples + share * even * flat @ flat.T)
 
 
-def _few(checkpoint: Checkpoint, rows: Rows) -> list[Mapping[str, torch.Tensor]]:
+def _few(checkpoint: Checkpoint, rows: Rows, labels: Sequence[torch.Tensor] | None,
+         ) -> list[tuple[Mapping[str, torch.Tensor], torch.Tensor | None]]:
+    """Return batches that are enough, each with its labels."""
     ends = np.cumsum([len(next(iter(batch.values()))) for batch in rows])
     few = rows[:int(np.searchsorted(ends, CURVATURE_ROWS)) + 1]
+    pairs = list(zip(few, [None] * len(few) if labels is None else labels, strict=False))
     if not all(i.shape and isinstance(i.shape[0], str) for i in checkpoint.graph.inputs):
-        return list(few)
-    return [{name: tensor[first:first + ROWS_AT_ONCE] for name, tensor in batch.items()}
-            for batch in few for first in range(0, len(next(iter(batch.values()))), ROWS_AT_ONCE)]
+        return pairs
+    return [({name: tensor[first:first + ROWS_AT_ONCE] for name, tensor in batch.items()},
+             None if classes is None else classes[first:first + ROWS_AT_ONCE])
+            for batch, classes in pairs for first in range(0, len(next(iter(batch.values()))), ROWS_AT_ONCE)]
 
 
 def _gradients(checkpoint: Checkpoint, found: Sequence[Consumer], batch: Mapping[str, torch.Tensor],
-               generator: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
+               labels: torch.Tensor | None, generator: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (node, gradient of the loss with respect to its value) for every consumer and draw."""
     graph, watched = checkpoint.graph, {one.node for one in found}
     values: dict[str, Any] = {name: checkpoint.constants[key] for name, key in graph.constants.items()}
@@ -117,8 +128,11 @@ def _gradients(checkpoint: Checkpoint, found: Sequence[Consumer], batch: Mapping
             for name in last.get(step, ()):
                 values.pop(name, None)
         outputs = next(values[ref.name] for ref in graph.outputs if ref is not None)
-        for _ in range(DRAWS if outputs.requires_grad else 0):
-            gradients = torch.autograd.grad(_loss(outputs, generator), list(shown.values()), retain_graph=True,
+        draws = DRAWS if labels is None else 1
+        for _ in range(draws if outputs.requires_grad else 0):
+            loss = _loss(outputs, generator) if labels is None else F.cross_entropy(
+                outputs.flatten(0, -2), labels.flatten(), reduction="sum")
+            gradients = torch.autograd.grad(loss, list(shown.values()), retain_graph=True,
                                             allow_unused=True)
             yield from ((name, gradient) for name, gradient in zip(shown, gradients, strict=True) if gradient is not None)
 

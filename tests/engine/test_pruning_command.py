@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,13 @@ from cipm.allocation import Choice
 from cipm.cli import main
 from cipm.errors import OptionError
 from cipm.load import load
-from cipm.load.probe import open_probe
+from cipm.load.probe import Probe, open_probe
 from cipm.options import parse_options
 from cipm.pipeline.budgets import choose, prune_job
 from cipm.pipeline.context import Context
 from cipm.pipeline.discovery import proved_groups
 from cipm.pipeline.pruning import Pruner
+from cipm.pipeline.refitting import Refitter
 from cipm.pipeline.timing import search
 from cipm.symmetry import discover_groups
 from cipm.testing.models import save_pt2
@@ -100,6 +102,22 @@ def test_what_cannot_be_is_said(files, tmp_path):
             main(["prune", *map(str, files), *arguments, "--out", str(out)])
     assert main(["prune", *map(str, files), "--keep", "0.5", "--group", "fc1", "--out", str(out)]) == 2
     assert not out.exists()
+
+
+def test_labels_say_what_matters_where_they_are_asked_for(files):
+    checkpoint = load(files[0])
+    probe = open_probe(files[1], checkpoint.graph.inputs, max_rows=41)
+
+    def refitter(probe: Probe, **options: object) -> Refitter:
+        return Refitter(Context({}, parse_options({"batch_rows": 16, **options}), {}, lambda event: None,
+                                {"checkpoint": checkpoint, "probe": probe}))
+
+    made = refitter(probe, fisher="labels")
+    assert [len(part) for part in made.classes] == [len(next(iter(batch.values()))) for batch in made.rows] == [16, 5]
+    assert torch.equal(torch.cat(made.classes), probe.labels[0::2])
+    with pytest.raises(OptionError, match="fisher is 'labels', but the probe has no classes"):
+        _ = refitter(replace(probe, labels=None), fisher="labels").classes
+    assert refitter(probe).classes is None
 
 
 def test_how_fast_it_is_before_and_after_is_told(files, tmp_path):

@@ -37,6 +37,22 @@ def test_of_the_layer_that_writes_the_logits_it_is_the_covariance_of_the_predict
     assert np.linalg.norm(made - wanted) < 0.05 * np.linalg.norm(wanted)
 
 
+def test_from_labels_it_is_the_second_moment_of_what_was_predicted_wrong():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 4))
+    checkpoint, _, found, rows = drawn(model, (5,), 200)
+    (name, x), = rows[0].items()
+    y = torch.randint(0, 4, (200,), generator=torch.Generator().manual_seed(2))
+    wrong = (model(x).detach().double().softmax(-1) - F.one_hot(y, 4)).numpy()
+    weight, share = model[2].weight.detach().double().numpy(), 4 / (4 + 200)
+    fisher = wrong.T @ wrong / 200
+    wanted = weight.T @ ((1 - share) * fisher + share * np.trace(fisher) / 4 * np.eye(4)) @ weight
+    for parts in ([200], [150, 50]):
+        batches = [{name: part} for part in x.split(parts)]
+        made = curvatures(checkpoint, found, batches, labels=y.split(parts))[found[0].node]
+        np.testing.assert_allclose(made, wanted, rtol=1e-4, atol=1e-6)
+
+
 def test_without_classes_and_through_a_convolution_it_is_the_squared_change_of_the_outputs():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 3, 3, padding=1))
