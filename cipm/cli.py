@@ -90,6 +90,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--lock", action="append", default=[], metavar="NAME", help="keep all units of this group")
     command.add_argument("--turn-streams", action="store_true", help="first turn residual streams onto their principal "
                          "directions, where the model stays the same function: their units are directions then")
+    command.add_argument("--fisher", choices=["predictions", "labels"], default="predictions", help="what says how much a "
+                         "change matters: what the model holds to be likely, or PROBE's classes (of rows not trained on)")
     command.add_argument("--format", choices=["pt2", "onnx", "huggingface", "state_dict"],
                          help="what to write (default: the format of MODEL)")
     command = _add(words, "sparsify", sparsify, "write the model with n of every m neighbouring weights zero, its units in the "
@@ -180,7 +182,8 @@ def prune(arguments: argparse.Namespace) -> int:
     with _scratch() as scratch:
         request = {"budget": name.replace("-", "_"), "value": value, "locked": arguments.lock, "sizes": _sizes(arguments.group),
                    "form": arguments.format, "turn_streams": arguments.turn_streams, "filename": arguments.out.name,
-                   "options": parse_options({}).model_dump(), **_files(model=arguments.MODEL, probe=arguments.PROBE)}
+                   "options": parse_options({"fisher": arguments.fisher}).model_dump(),
+                   **_files(model=arguments.MODEL, probe=arguments.PROBE)}
         result = _run(PRUNING, request, scratch)
         _place(scratch / result["filename"], arguments.out)
     return _print(arguments, {**result, "filename": str(arguments.out)}, prune_lines)
