@@ -9,7 +9,8 @@ format's own runtime (torch.export.load, onnxruntime, transformers) beside the f
 that it carries, compare every bit.
 `.pt2` files hold float64 and transformers loads its files as float64; the type shown is float32 where a model computes some
 of it in that all the same, as many norms do, and for onnxruntime. A difference is relative to the largest output; beyond
-1e-10 (float32: 1e-4) the trip counts as wrong. Seconds are the processor's, in one thread: torch.export.export of the model as
+1e-10 (float32: 1e-4, or four times what rounding had taken before from the same outputs, beside float64, if that is more, and
+1e-3 at most) the trip counts as wrong. Seconds are the processor's, in one thread: torch.export.export of the model as
 it is (the yardstick) and discovery without proof, each the better of two runs, and one proof. What Torch-Pruning's verdicts
 mean stands in `bench/peers/removal.py`.
 
