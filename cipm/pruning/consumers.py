@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from cipm.load.checkpoint import Checkpoint
-from cipm.pruning.fold import CONVOLUTIONS, TRANSPOSED, base_name, readers_of
+from cipm.pruning.readers import CONVOLUTIONS, TRANSPOSED, base_name, readers_of
 from cipm.rules import bind
 from cipm.statistics.sampling import Layout, Padding, real_samples, staggered
 from cipm.symmetry import Symmetry, SymmetryGroup

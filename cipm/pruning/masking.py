@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from cipm.pruning.elimination import Curve, evenly
-from cipm.pruning.fold import base_name
 from cipm.pruning.kept import Kept, Labels
+from cipm.pruning.readers import base_name
 from cipm.pruning.sequence import Rows, walk_rows
 from cipm.pruning.shrink import driven_by_inputs, left_out
 from cipm.statistics.sampling import Padding

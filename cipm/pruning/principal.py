@@ -12,7 +12,7 @@ import torch
 from cipm.errors import UnsupportedModel
 from cipm.load.checkpoint import Checkpoint, LazyTensors, held, metas_of
 from cipm.pruning.consumers import consumers
-from cipm.pruning.fold import base_name
+from cipm.pruning.readers import base_name
 from cipm.pruning.sequence import Rows, read_moments
 from cipm.rules import bind
 from cipm.symmetry import TOLERANCE, ContinuousSymmetry, Symmetry, SymmetryGroup, compare, example_inputs

@@ -13,8 +13,8 @@ from scipy import linalg
 from cipm.load.checkpoint import Checkpoint
 from cipm.pruning.consumers import Consumer, consumers
 from cipm.pruning.elimination import default_ridge
-from cipm.pruning.fold import TURNS, Constant, base_name, constant_of, readers_of
 from cipm.pruning.kept import Kept
+from cipm.pruning.readers import TURNS, Constant, base_name, constant_of, readers_of
 from cipm.pruning.ridge import ridged_factor
 from cipm.pruning.shrink import Intervene, left_out
 from cipm.statistics import Covariance

@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cipm.load.checkpoint import Checkpoint
-from cipm.pruning.fold import TURNS, base_name
+from cipm.pruning.readers import TURNS, base_name
 from cipm.trace import Node, run
 
 ATTENTION = "scaled_dot_product_attention"
