@@ -94,9 +94,12 @@ def parser() -> argparse.ArgumentParser:
                          "change matters: what the model holds to be likely, or PROBE's classes (of rows not trained on)")
     command.add_argument("--format", choices=["pt2", "onnx", "huggingface", "state_dict"],
                          help="what to write (default: the format of MODEL)")
-    command = _add(words, "sparsify", sparsify, "write the model with n of every m neighbouring weights zero, its units in the "
-                   "order that loses least", "MODEL", "out", "json")
-    command.add_argument("--pattern", type=_pattern, default=(2, 4), metavar="N:M", help="N of M weights stay (default 2:4)")
+    command = _add(words, "sparsify", sparsify, "write the model with n of every m neighbouring weights zero, or whole blocks, "
+                   "its units in the order that loses least", "MODEL", "out", "json")
+    either = command.add_mutually_exclusive_group()
+    either.add_argument("--pattern", type=_pattern, default=(2, 4), metavar="N:M", help="N of M weights stay (default 2:4)")
+    either.add_argument("--blocks", type=int, metavar="SIZE", help="instead, whole blocks of SIZE × SIZE weights stay or go")
+    command.add_argument("--share", type=float, default=0.5, help="the share of the blocks that stays (default 0.5)")
     command.add_argument("--masks", type=Path, metavar="FILE", help="also write which weights stay (bool, safetensors)")
     _add(words, "restore", restore, "undo reorganize: tensors bit-identical to the upload", "FILE", "out", "json")
     command = _add(words, "verify", verify, "are two models the same function? Exit 0: yes, 1: no", "A", "B", "json")
@@ -192,7 +195,8 @@ def prune(arguments: argparse.Namespace) -> int:
 def sparsify(arguments: argparse.Namespace) -> int:
     """Write the model with zeros for sparse hardware."""
     with _scratch() as scratch:
-        request = {"pattern": arguments.pattern, "masks": "masks.safetensors" if arguments.masks else None,
+        blocks = None if arguments.blocks is None else [arguments.blocks, arguments.share]
+        request = {"pattern": arguments.pattern, "blocks": blocks, "masks": "masks.safetensors" if arguments.masks else None,
                    "filename": arguments.out.name, **_files(model=arguments.MODEL)}
         result = _run(SPARSIFYING, request, scratch)
         _place(scratch / result["filename"], arguments.out)

@@ -1,4 +1,4 @@
-"""The engine of `cipm sparsify`: the order in which n:m sparsity loses least, and the model in it with zeros."""
+"""The engine of `cipm sparsify`: the order in which zeros, n:m or in blocks, lose least, and the model in it with them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from cipm.errors import OptionError
 from cipm.export.sparse import export_sparse
 from cipm.load import load
 from cipm.options import parse_options
+from cipm.ordering import links
 from cipm.pipeline.context import Context, Emit
 from cipm.pipeline.discovery import proved_groups
 from cipm.pipeline.exporting import certify
 from cipm.pruning import swaps
-from cipm.pruning.sparse_model import sparse_orders, sparsify, summary
+from cipm.pruning.dense_blocks import block_orders, block_sparsify
+from cipm.pruning.sparse_model import SparseModel, sparse_orders, sparsify, summary
 
 
 def prepare() -> None:
@@ -25,24 +27,37 @@ def prepare() -> None:
 
 
 def sparsify_job(request: Mapping[str, Any], scratch: Path, emit: Emit) -> dict[str, Any]:
-    """Write the model `request["model"]` with n of every m neighbouring weights left, in the order that retains most.
+    """Write the model `request["model"]` with zeros in the order that retains most: n of every m neighbouring weights left,
+    `request["pattern"]` being [n, m], or that share of square blocks, `request["blocks"]` being [size, share].
 
-    `request["pattern"]` is [n, m]. Where `request["masks"]` names a file, the masks go there, by tensor (bool, safetensors).
+    Where `request["masks"]` names a file, the masks go there, by tensor (bool, safetensors).
     """
-    n, m = request["pattern"]
-    if not 0 < n < m:
-        raise OptionError(f"Of every {m} neighbours {n} cannot stay: at least one must stay and one must go.", where="pattern",
-                          fix="Ask for 2:4, which hardware runs, or 1:4.")
+    way = _in_blocks if request.get("blocks") else _by_neighbours
     context = Context(request, parse_options({}), {}, emit, {"checkpoint": load(request["model"])})
     context.kept["symmetry"] = proved_groups(context)
-    symmetry = context.symmetry
-    found = sparse_orders(symmetry, context.checkpoint, n=n, m=m)
-    made = sparsify(context.checkpoint, symmetry, {name: one.order for name, one in found.items()}, n=n, m=m)
+    made, said = way(context, *(request.get("blocks") or request["pattern"]))
     if not made.masks:
         raise OptionError("No weight of this model reads the units of a proved group, so there is nothing to reorder and mask.")
-    facts = {"pattern": f"{n}:{m}", "won_back": {name: one.won_back for name, one in found.items()}, **summary(made)}
-    certificate = certify(context, symmetry, made.plan)
+    facts = {**said, **summary(made)}
+    certificate = certify(context, context.symmetry, made.plan)
     out = export_sparse(made, request["model"], scratch / request["filename"], certificate, facts)
     if request["masks"]:
         save_file(dict(made.masks), scratch / request["masks"])
     return {"filename": out.name, "certificate": certificate, **facts}
+
+
+def _by_neighbours(context: Context, n: int, m: int) -> tuple[SparseModel, dict[str, Any]]:
+    if not 0 < n < m:
+        raise OptionError(f"Of every {m} neighbours {n} cannot stay: at least one must stay and one must go.", where="pattern",
+                          fix="Ask for 2:4, which hardware runs, or 1:4.")
+    found = sparse_orders(context.symmetry, context.checkpoint, n=n, m=m)
+    made = sparsify(context.checkpoint, context.symmetry, {name: one.order for name, one in found.items()}, n=n, m=m)
+    return made, {"pattern": f"{n}:{m}", "won_back": {name: one.won_back for name, one in found.items()}}
+
+
+def _in_blocks(context: Context, size: int, share: float) -> tuple[SparseModel, dict[str, Any]]:
+    tops = [group for group in context.symmetry.groups if not group.parent]
+    between = links(tops, context.checkpoint.tensors)
+    found = block_orders(between, size=size, share=share, blocks={group.name: group.blocks for group in tops})
+    made = block_sparsify(context.checkpoint, context.symmetry, between, found)
+    return made, {"pattern": f"{size} × {size} block", "share": share, "best_possible": found.best_possible}

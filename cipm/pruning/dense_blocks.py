@@ -13,7 +13,7 @@ from cipm.errors import OptionError
 from cipm.load.checkpoint import Checkpoint
 from cipm.ordering import Link
 from cipm.permutation import Permutation
-from cipm.pruning.sparse_model import zeroed
+from cipm.pruning.sparse_model import SparseModel, SparseWeight, zeroed
 from cipm.symmetry import Place, Symmetry
 
 SWEEPS = 30
@@ -23,17 +23,26 @@ SWEEPS = 30
 class BlockOrders:
     """Orders of groups, and for each link which blocks to keep (bool [runs of rows, runs of columns], in these orders).
 
-    `retained_before` is what the best blocks of the given orders hold of all strengths (`total`), `retained_after` those of
-    these orders. `best_possible` is what as many entries hold that need not lie in blocks: a bound.
+    `before` is what the best blocks of the given orders hold of the strengths of each link, `after` those of these orders;
+    `retained_before` and `retained_after` are their sums, of `total`. `best_possible` is what as many entries hold that need
+    not lie in blocks: a bound.
     """
 
     orders: Mapping[str, Permutation]
     kept: tuple[np.ndarray, ...]
     size: int
-    retained_before: float
-    retained_after: float
+    before: tuple[float, ...]
+    after: tuple[float, ...]
     best_possible: float
     total: float
+
+    @property
+    def retained_before(self) -> float:
+        return sum(self.before)
+
+    @property
+    def retained_after(self) -> float:
+        return sum(self.after)
 
 
 def block_orders(links: Sequence[Link], *, size: int = 16, share: float = 0.5, blocks: Mapping[str, int] | None = None,
@@ -63,10 +72,9 @@ def block_orders(links: Sequence[Link], *, size: int = 16, share: float = 0.5, b
         starts.append({name: Permutation.random(order.size, generator=generator, blocks=search.blocks.get(name, 1)).order
                        if name in free else order for name, order in given.items()})
     ends = [given, *(search.settled(start, free) for start in starts)]
-    values = [search.retained(end) for end in ends]
-    best = ends[int(np.argmax(values))]
-    return BlockOrders({name: Permutation(order) for name, order in best.items()}, search.kept(best), size, values[0],
-                       max(values), search.bound(), float(sum(link.strengths.sum(dtype=np.float64) for link in links)))
+    best = max(ends, key=search.retained)
+    return BlockOrders({name: Permutation(order) for name, order in best.items()}, search.kept(best), size, search.held(given),
+                       search.held(best), search.bound(), float(sum(link.strengths.sum(dtype=np.float64) for link in links)))
 
 
 def block_mask(kept: np.ndarray, rows: int, cols: int, size: int) -> np.ndarray:
@@ -74,19 +82,19 @@ def block_mask(kept: np.ndarray, rows: int, cols: int, size: int) -> np.ndarray:
     return np.repeat(np.repeat(kept, size, axis=0)[:rows], size, axis=1)[:, :cols]
 
 
-def block_sparsify(checkpoint: Checkpoint, symmetry: Symmetry, links: Sequence[Link],
-                   found: BlockOrders) -> tuple[Checkpoint, dict[str, torch.Tensor]]:
-    """Return the reordered checkpoint with zeros outside the kept blocks, and the masks (bool, shape of the tensor).
+def block_sparsify(checkpoint: Checkpoint, symmetry: Symmetry, links: Sequence[Link], found: BlockOrders) -> SparseModel:
+    """Return the reordered model with zeros outside the kept blocks.
 
-    `links` are those that `found` was made from (`cipm.ordering.links`), each with the name of its tensor.
-    Raises OptionError where a group moves together with the one that carries it.
+    `links` are those that `found` was made from (`cipm.ordering.links`), each with the name of its tensor. Kernels go or stay
+    whole. Raises OptionError where a group moves together with the one that carries it.
     """
     moved = {name for name, order in found.orders.items() if not order.is_identity}
     if nested := [name for name in moved if symmetry.group(name).parent in moved]:
         raise OptionError(f"The units of {nested[0]} move within units that move too, so blocks of them would not stay blocks.",
                           where=nested[0], fix=f"Keep {symmetry.group(nested[0]).parent} fixed.")
     masks: dict[str, torch.Tensor] = {}
-    for link, kept in zip(links, found.kept, strict=True):
+    weights = []
+    for link, kept, before, after in zip(links, found.kept, found.before, found.after, strict=True):
         rows, cols = (_places(symmetry, name, link.tensor) for name in (link.rows, link.cols))
         at, by = next((a, b) for a in rows for b in cols if a.axis != b.axis)
         pairs = torch.from_numpy(block_mask(kept, len(at.index), len(by.index), found.size))
@@ -96,7 +104,17 @@ def block_sparsify(checkpoint: Checkpoint, symmetry: Symmetry, links: Sequence[L
             for two in by.index.T:
                 where = np.ix_(one, two)
                 view[where] &= pairs.reshape(*pairs.shape, *[1] * (mask.ndim - 2))
-    return zeroed(checkpoint, symmetry.plan(found.orders), masks), masks
+        weights.append(SparseWeight(link.tensor, (at.axis, by.axis), before, after,
+                                    float(link.strengths.sum(dtype=np.float64)), by_magnitude=True))
+    plan = symmetry.plan(found.orders)
+    return SparseModel(zeroed(checkpoint, plan, masks), masks, plan, tuple(weights), _left_out(checkpoint, symmetry, masks))
+
+
+def _left_out(checkpoint: Checkpoint, symmetry: Symmetry, masks: Collection[str]) -> dict[str, str]:
+    """Return why matrices that have an axis of a group stay dense."""
+    keys = dict.fromkeys(place.tensor for group in symmetry.groups for place in group.places)
+    return {key: "only one of its axes is that of a group" for key in keys
+            if key not in masks and checkpoint.meta(key).ndim > 1}
 
 
 def _places(symmetry: Symmetry, name: str, tensor: str) -> list[Place]:
@@ -125,8 +143,12 @@ class _Search:
         """Return the blocks to keep of every link: those of largest sum, the first of equal ones."""
         return tuple(self._best(self.sums(link, orders)) for link in self.links)
 
+    def held(self, orders: Mapping[str, np.ndarray]) -> tuple[float, ...]:
+        """Return what the blocks to keep hold of every link."""
+        return tuple(float(sums[self._best(sums)].sum()) for sums in (self.sums(link, orders) for link in self.links))
+
     def retained(self, orders: Mapping[str, np.ndarray]) -> float:
-        return float(sum(sums[self._best(sums)].sum() for sums in (self.sums(link, orders) for link in self.links)))
+        return sum(self.held(orders))
 
     def bound(self) -> float:
         """Return what as many entries as the largest kept blocks have hold at most."""

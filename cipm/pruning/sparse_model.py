@@ -22,14 +22,14 @@ Readings = list[tuple[SymmetryGroup, Tap, Place]]
 
 @dataclass(frozen=True)
 class SparseWeight:
-    """One masked weight: the axis along which n of every m neighbours stay, and the sums of its scores.
+    """One masked weight: the axis along which n of every m neighbours stay, or the axes of its blocks, and sums of scores.
 
     `retained_before` is what the mask of the given order keeps, `retained` that of the chosen one. `by_magnitude`: scored by
     |w| whatever the objective, because some of its columns belong to no group.
     """
 
     tensor: str
-    axis: int
+    axis: int | tuple[int, int]
     retained_before: float
     retained: float
     total: float

@@ -104,13 +104,17 @@ def prune_lines(result: Json) -> list[str]:
 
 def sparsify_lines(result: Json) -> list[str]:
     """Return what masking did, as lines: what every weight retains in the given order and in the chosen one."""
-    kept = [f"  {w['tensor']}, axis {w['axis']}: {w['retained'] / (w['total'] or 1):.1%} of its magnitude stays, "
+    kept = [f"  {w['tensor']}, {_axes(w['axis'])}: {w['retained'] / (w['total'] or 1):.1%} of its magnitude stays, "
             f"{w['retained_before'] / (w['total'] or 1):.1%} in the given order" for w in result["weights"]]
     plan = result["certificate"]["plan"]
     return [f"wrote {result['filename']} with {result['pattern']} sparsity: {result['masked']:,} of {result['parameters']:,} "
             "parameters are zero; the order alone changes outputs by "
             f"{plan['max_rel']:.2g} (float64, {plan['rows']} random rows)",
             *kept, *(f"  {name} stays dense: {why}" for name, why in result["left_out"].items())]
+
+
+def _axes(axis: int | list[int]) -> str:
+    return f"axis {axis}" if isinstance(axis, int) else f"axes {axis[0]} and {axis[1]}"
 
 
 def report_lines(report: Json) -> list[str]:

@@ -77,11 +77,13 @@ def test_the_browser_predicts_what_the_engine_predicts(tab: Page, pages: Running
     assert session["groups"][1]["name"] == "hidden2"
     turned = {**session["groups"][1], "name": "hidden2 by direction", "of": "hidden2"}
     found = tab.evaluate("""async (session) => { const whatif = new cipm.WhatIf(session), asked = [];
-        const state = new cipm.WhatIfState(whatif, async (query) => { asked.push(String(query)); return { choices: session.fronts.parameters, frontier: [[1, 1]] }; }, () => {});
+        const front = { choices: session.fronts.parameters, frontier: [[1, 1]] };
+        const state = new cipm.WhatIfState(whatif, async (query) => { asked.push(String(query)); return front; }, () => {});
         const steps = [[1, 60], [2, 40], [0, 300]].map(([at, units]) => { state.move(at, units); return [...state.sizes]; });
         await state.fetch();
         state.toggleLock(1);
-        return { steps, asked, frontier: whatif.frontier, locked: [...state.locked], back: whatif.encode(state.sizes), turned: whatif.turned(state.sizes) }; }""",
+        return { steps, asked, frontier: whatif.frontier, locked: [...state.locked], back: whatif.encode(state.sizes),
+            turned: whatif.turned(state.sizes) }; }""",
                          {**session, "groups": [*session["groups"], turned]})
     assert found["steps"] == [[320, 60, 128], [320, 128, 40], [300, 128, 40]]  # a stream is cut one way or the other
     assert found["asked"][0] == "count=parameters&turned=hidden2+by+direction" and found["frontier"] == [[1, 1]]

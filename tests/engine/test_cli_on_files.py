@@ -170,3 +170,17 @@ def test_sparsify_writes_zeros_that_its_masks_name(folder, tmp_path, capsys):
     with pytest.raises(Conflict, match="was pruned"):
         restore(out, tmp_path / "back.pt2")
     assert main([*given[:-1], "--pattern", "4:4"]) == 2 and "cannot stay" in capsys.readouterr().err
+
+
+def test_sparsify_in_blocks(folder, tmp_path, capsys):
+    out, masks = tmp_path / "sparse.pt2", tmp_path / "masks.safetensors"
+    given = ["sparsify", str(folder / "mlp.pt2"), "--out", str(out), "--masks", str(masks), "--blocks", "4"]
+    assert main([*given, "--json"]) == 0
+    result, kept, written = json.loads(capsys.readouterr().out), load_file(masks), tensors(out)
+    assert result["pattern"] == "4 × 4 block" and list(kept) == ["layers.1.weight"] and result["certificate"]["plan"]["passed"]
+    blocks = kept["layers.1.weight"].reshape(4, 4, 6, 4).transpose(1, 2)
+    assert (blocks.flatten(2).all(2) == blocks.flatten(2).any(2)).all() and blocks.flatten(2).all(2).sum() == 12
+    assert (written["layers.1.weight"][~kept["layers.1.weight"]] == 0).all()
+    weight, = result["weights"]
+    assert weight["retained_before"] < weight["retained"] <= result["best_possible"] < weight["total"]
+    assert "only one of its axes" in result["left_out"]["layers.0.weight"]

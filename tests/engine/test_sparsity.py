@@ -248,7 +248,8 @@ def test_a_model_in_blocks_keeps_its_tensors_where_nothing_is_masked() -> None:
     tensors = {key: tensor.detach() for key, tensor in checkpoint.tensors.items()}
     between = links([group for group in symmetry.groups if not group.parent], tensors)
     found = block_orders(between, size=2, share=0.5, tries=1)
-    made, masks = block_sparsify(checkpoint, symmetry, between, found)
+    sparse = block_sparsify(checkpoint, symmetry, between, found)
+    made, masks = sparse.checkpoint, sparse.masks
     moved = symmetry.plan(found.orders).apply(tensors)
     held = 0.0
     for link in between:
