@@ -195,8 +195,7 @@ def prune(arguments: argparse.Namespace) -> int:
 def sparsify(arguments: argparse.Namespace) -> int:
     """Write the model with zeros for sparse hardware."""
     with _scratch() as scratch:
-        blocks = None if arguments.blocks is None else [arguments.blocks, arguments.share]
-        request = {"pattern": arguments.pattern, "blocks": blocks, "masks": "masks.safetensors" if arguments.masks else None,
+        request = {"pattern": arguments.pattern, "blocks": (arguments.blocks, arguments.share), "masks": "masks.safetensors" if arguments.masks else None,
                    "filename": arguments.out.name, **_files(model=arguments.MODEL)}
         result = _run(SPARSIFYING, request, scratch)
         _place(scratch / result["filename"], arguments.out)

@@ -28,14 +28,14 @@ def prepare() -> None:
 
 def sparsify_job(request: Mapping[str, Any], scratch: Path, emit: Emit) -> dict[str, Any]:
     """Write the model `request["model"]` with zeros in the order that retains most: n of every m neighbouring weights left,
-    `request["pattern"]` being [n, m], or that share of square blocks, `request["blocks"]` being [size, share].
+    `request["pattern"]` being [n, m], or that share of square blocks, `request["blocks"]` being [size or null, share].
 
     Where `request["masks"]` names a file, the masks go there, by tensor (bool, safetensors).
     """
-    way = _in_blocks if request.get("blocks") else _by_neighbours
     context = Context(request, parse_options({}), {}, emit, {"checkpoint": load(request["model"])})
     context.kept["symmetry"] = proved_groups(context)
-    made, said = way(context, *(request.get("blocks") or request["pattern"]))
+    size, share = request["blocks"]
+    made, said = _by_neighbours(context, *request["pattern"]) if size is None else _in_blocks(context, size, share)
     if not made.masks:
         raise OptionError("No weight of this model reads the units of a proved group, so there is nothing to reorder and mask.")
     facts = {**said, **summary(made)}
