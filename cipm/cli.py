@@ -195,8 +195,8 @@ def prune(arguments: argparse.Namespace) -> int:
 def sparsify(arguments: argparse.Namespace) -> int:
     """Write the model with zeros for sparse hardware."""
     with _scratch() as scratch:
-        request = {"pattern": arguments.pattern, "blocks": (arguments.blocks, arguments.share), "masks": "masks.safetensors" if arguments.masks else None,
-                   "filename": arguments.out.name, **_files(model=arguments.MODEL)}
+        request = {"pattern": arguments.pattern, "blocks": (arguments.blocks, arguments.share), "filename": arguments.out.name,
+                   "masks": "masks.safetensors" if arguments.masks else None, **_files(model=arguments.MODEL)}
         result = _run(SPARSIFYING, request, scratch)
         _place(scratch / result["filename"], arguments.out)
         if arguments.masks:
