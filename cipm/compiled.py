@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache, cached_property, wraps
 from typing import Any, TypeVar
 
@@ -59,6 +60,19 @@ def side_by_side(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[
         return [work(part) for part in parts]
     with _pools().limit(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
         return list(pool.map(work, parts))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Have products and torch use one thread: for work so small that threads would wait for each other more than they work,
+    above all where other processes are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with _pools().limit(limits=1, user_api="blas"):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @cache

@@ -7,18 +7,23 @@ rows, so that fitting cannot flatter it.
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cipm.allocation import SESSION_FILE, Session, read_session, write_session
+from cipm.compiled import one_thread
 from cipm.pipeline.context import Context
 from cipm.pipeline.pruning import Pruner
 from cipm.pipeline.refitting import Refitter
 from cipm.pipeline.session import session_facts, wholes_planned
 from cipm.pipeline.streams import turned_for
 from cipm.symmetry import SymmetryGroup
+
+SMALL = 2e11
+"""Floating-point operations of a refit that one thread does in a few seconds: a worker starts its next process meanwhile."""
 
 
 def whatif(context: Context, folder: Path) -> None:
@@ -37,7 +42,9 @@ def measure(context: Context, folder: Path) -> None:
     session = Session.from_json(known)
     sizes = session.checked(context.request["keep"])
     context, units, said = turned_for(context, session, sizes)
-    made = Refitter(context, rows=known["rows"]).made(units)
+    refitter = Refitter(context, rows=known["rows"])
+    with one_thread() if refitter.work <= SMALL else nullcontext():
+        made = refitter.made(units)
     facts = {"keep": sizes, **made.measured, "predicted": session.losses(sizes), "notes": [*said, *made.notes]}
     (folder / "measure.json").write_text(json.dumps(facts, allow_nan=False))
 
