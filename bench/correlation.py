@@ -132,7 +132,7 @@ def keep_memory() -> None:
     assert mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def main(units: int | None = None, samples: int = 20_000, rounds: int = 5) -> None:
+def main(units: int | None = None, samples: int = 20_000, rounds: int = 8) -> None:
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
           f"OPENBLAS_CORETYPE={os.environ.get('OPENBLAS_CORETYPE', 'unset')}")
     keep_memory()
