@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cipm.compiled import compiled, side_by_side
+from cipm.compiled import compiled
 from cipm.statistics.samples import refuse_nonfinite, too_large
 
 CHUNK_ROWS, CHUNK_VALUES = 640, 2**18  # enough for the product's full rate; 1 MB of float32 where units are few
@@ -20,7 +20,6 @@ ROWS_PER_UNIT = 0.3125  # a float32 chunk is then .16 of units² float64; longer
 MOST_ROWS = 4096
 CACHE_LINE = 64  # bytes
 SUM_ROWS = 64  # summed in float32 before float64 takes over
-THREAD_VALUES = 2**18  # worth a thread of their own
 UNDERFLOW, OVERFLOW = 1e-30, 1e36  # sums of squares outside are not safe in float32
 
 
@@ -94,17 +93,9 @@ class Centring:
         return self.buffer[self.fill:self.fill + rows]
 
     def _absorb(self, piece: np.ndarray, into: np.ndarray) -> None:
-        def part(rows: slice) -> tuple[np.ndarray, np.ndarray]:
-            if into is not piece:
-                np.copyto(into[rows], piece[rows])
-            total, square = np.zeros(self.units), np.zeros(self.units)
-            _shift(into[rows], self.shift, total, square)
-            return total, square
-
-        rows = THREAD_VALUES // max(self.units, 1) // SUM_ROWS * SUM_ROWS + SUM_ROWS  # the same whatever the threads
-        for total, square in side_by_side(part, [slice(at, at + rows) for at in range(0, len(piece), rows)]):
-            self.total += total
-            self.square += square
+        if into is not piece:
+            np.copyto(into, piece)
+        _shift(into, self.shift, self.total, self.square)
         if not np.isfinite(self.total).all():
             refuse_nonfinite(piece, self.samples)
         self.fill, self.samples = self.fill + len(piece), self.samples + len(piece)
