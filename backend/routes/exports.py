@@ -27,12 +27,10 @@ def create_export(body: ExportCreate, analysis: OwnedDep, request: Request, stor
     """Queue the export in one order, or of the network with so many units of each group; the same is not exported twice."""
     kind, asked = _order(body.order, analysis, request, store) if body.order is not None else _smaller(body, analysis, store)
     with store.write() as session:
-        for before in describe.jobs_of(session, analysis.id, kind):
-            if before.request == asked and before.status in ("queued", "running", "done"):
-                return describe.export(session, before)
-        job = jobs.enqueue(session, analysis, kind, asked)
+        job, new = jobs.enqueue_once(session, analysis, kind, asked)
         made = describe.export(session, job)
-    store.wake(job.id)
+    if new:
+        store.wake(job.id)
     return made
 
 

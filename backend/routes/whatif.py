@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
@@ -10,8 +10,8 @@ from backend import describe
 from backend.access import OwnedDep, ReadingDep, StoreDep
 from backend.routes.files import json_by_address
 from backend.schemas import Job
+from backend.store import Analysis, Store, artefacts, jobs
 from backend.store import WhatIf as WhatIfRow
-from backend.store import artefacts, jobs
 from backend.whatif_schemas import (
     Front,
     LatencyCreate,
@@ -57,14 +57,7 @@ def front(reading: ReadingDep, store: StoreDep,
 @router.post("/{analysis_id}/measurements", status_code=201, summary="Measure a what-if")
 def measure(body: MeasurementCreate, analysis: OwnedDep, store: StoreDep) -> Job:
     """Queue the measurement of the network with so many units of these groups; the same question is not measured twice."""
-    asked = {"keep": session_of(store, analysis.id).checked(body.keep)}
-    with store.write() as session:
-        for before in describe.jobs_of(session, analysis.id, "measure"):
-            if before.request == asked and before.status in ("queued", "running", "done"):
-                return describe.job(before)
-        job = jobs.enqueue(session, analysis, "measure", asked)
-    store.wake(job.id)
-    return describe.job(job)
+    return _asked(store, analysis, "measure", {"keep": session_of(store, analysis.id).checked(body.keep)})
 
 
 @router.get("/{analysis_id}/measurements", summary="Measured what-ifs")
@@ -82,13 +75,7 @@ def fit_latency(body: LatencyCreate, analysis: OwnedDep, store: StoreDep) -> Job
     """
     known, asked = session_of(store, analysis.id), body.model_dump()
     known.front("flops", body.locked, body.sizes, body.turned)
-    with store.write() as session:
-        for before in describe.jobs_of(session, analysis.id, "latency"):
-            if before.request == asked and before.status in ("queued", "running", "done"):
-                return describe.job(before)
-        job = jobs.enqueue(session, analysis, "latency", asked)
-    store.wake(job.id)
-    return describe.job(job)
+    return _asked(store, analysis, "latency", asked)
 
 
 @router.get("/{analysis_id}/latencies", summary="Run times that were asked for")
@@ -137,3 +124,13 @@ def delete_whatif(whatif_id: str, analysis: OwnedDep, store: StoreDep) -> None:
     """Forget a named what-if; what was measured stays."""
     with store.write() as session:
         session.delete(owned_whatif(session, analysis.id, whatif_id))
+
+
+def _asked(store: Store, analysis: Analysis, kind: str, request: dict[str, Any]) -> Job:
+    """Queue a job, or return the one that answers the same request."""
+    with store.write() as session:
+        row, new = jobs.enqueue_once(session, analysis, kind, request)
+        job = describe.job(row)
+    if new:
+        store.wake(job.id)
+    return job

@@ -51,6 +51,17 @@ def enqueue(session: Session, analysis: Analysis, kind: str, request: dict[str, 
     return job
 
 
+def enqueue_once(session: Session, analysis: Analysis, kind: str, request: dict[str, Any]) -> tuple[Job, bool]:
+    """Return the newest job of the same kind and request that waits, runs or is done, or else a new one, and whether it is new.
+
+    After the commit, call `store.wake(job.id)` where it is.
+    """
+    asked = (select(Job).where(Job.analysis_id == analysis.id, Job.kind == kind, Job.status.in_(("queued", "running", "done")))
+             .order_by(Job.created.desc(), Job.id))
+    before = next((job for job in session.scalars(asked) if job.request == request), None)
+    return (before, False) if before else (enqueue(session, analysis, kind, request), True)
+
+
 def claim(store: Store, worker_id: str, *, gpu: bool = False) -> Lease | None:
     """Take the next job by one atomic update; None where there is none for this worker.
 
