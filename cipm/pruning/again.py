@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 
 from cipm.load.checkpoint import Checkpoint
@@ -12,7 +13,7 @@ from cipm.pruning.consumers import Consumer, consumed
 from cipm.pruning.kept import Kept, Labels
 from cipm.pruning.network import group_curves
 from cipm.pruning.sequence import Aims, Rows, refit, refitted_inputs
-from cipm.pruning.shrink import left_out
+from cipm.pruning.shrink import Intervene, left_out
 from cipm.symmetry import SymmetryGroup
 from cipm.trace import run
 
@@ -35,7 +36,7 @@ def refit_again(labels: Labels, found: Sequence[Consumer], groups: Mapping[str, 
     if again == given:
         return first
     second = _made(labels, found, again, rows, aims)
-    apart = [_apart(labels.checkpoint, made, labels.what_stays(units), rows) for made, units, _ in (first, second)]
+    apart = _apart(labels.checkpoint, [(made, labels.what_stays(units)) for made, units, _ in (first, second)], rows)
     return second if apart[1] < apart[0] else first
 
 
@@ -88,18 +89,25 @@ def _at_one_value(found: Sequence[Consumer], group: str, curvature: Mapping[str,
     return len({one.value for one in mine}) == 1 and all(one.node in curvature for one in mine)
 
 
-def _apart(whole: Checkpoint, made: Checkpoint, kept: Kept, rows: Rows) -> float:
-    """Return how far the outputs are from the whole model's, on average over the rows."""
-    total, count = 0.0, 0
+def _apart(whole: Checkpoint, made: Sequence[tuple[Checkpoint, Kept]], rows: Rows) -> np.ndarray:
+    """Return how far the outputs of each smaller model are from the whole one's, on average over the rows."""
+    total, count = np.zeros(len(made)), 0
     for batch in rows:
-        wanted, given = (next(value for value in run(one.graph, one.tensors, one.constants, batch, intervene=masked)
-                              if value is not None).float()
-                         for one, masked in ((whole, {}), (made, left_out(made.graph, kept))))
-        logits = wanted.ndim in (2, 3) and wanted.shape[-1] > 1
-        total += float(F.kl_div(given.log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="sum") if logits
-                       else (given - wanted).square().sum())
+        wanted = _output(whole, batch, {})
+        total += [_distance(_output(one, batch, left_out(one.graph, kept)), wanted) for one, kept in made]
         count += len(wanted)
     return total / max(count, 1)
+
+
+def _output(model: Checkpoint, batch: Mapping[str, torch.Tensor], masked: Intervene) -> torch.Tensor:
+    found = run(model.graph, model.tensors, model.constants, batch, intervene=masked)
+    return next(value for value in found if value is not None).float()
+
+
+def _distance(given: torch.Tensor, wanted: torch.Tensor) -> float:
+    if wanted.ndim in (2, 3) and wanted.shape[-1] > 1:  # logits
+        return float(F.kl_div(given.log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="sum"))
+    return float((given - wanted).square().sum())
 
 
 __all__ = ["chosen_again", "refit_again"]
