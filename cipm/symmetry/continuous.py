@@ -13,7 +13,7 @@ import torch
 from cipm.load.checkpoint import Checkpoint
 from cipm.symmetry import carry_maps, carry_shapes
 from cipm.symmetry.blocks import Block, Resolved, resolve
-from cipm.symmetry.carry import HANDLERS, carry
+from cipm.symmetry.carry import carry
 from cipm.symmetry.charges import Charges
 from cipm.symmetry.freedoms import (
     INVERTIBLE,
@@ -80,12 +80,6 @@ def discover_continuous(checkpoint: Checkpoint, groups: Sequence[SymmetryGroup] 
     starts = {(s.tensor, s.axis): s.start for s in unknowns.sources}
     return tuple(sorted((*matrices, *kept, *signs), key=lambda f: starts[f.places[0].tensor, f.places[0].axis]
                         + int(f.places[0].index.min())))
-
-
-def handled_ops() -> tuple[str, ...]:
-    """Return the names of the ops that pass something on, for the reference page and its test."""
-    assert FAMILIES
-    return tuple(sorted(HANDLERS))
 
 
 # --- factors and signs -------------------------------------------------------------------------------------------------
