@@ -43,7 +43,7 @@ STAGES: dict[str, Stage] = {
     "measure": Stage(3, ("open", "discover", "probe", "whatif"), ("batch_rows", "seed", "device"), ("keep",)),
     "latency": Stage(1, (MODEL, "open", "discover", "probe", "whatif"), ("batch_rows", "seed"),
                      ("share", "locked", "sizes", "turned")),
-    "prune": Stage(3, (MODEL, "open", "discover", "probe", "whatif"), ("batch_rows", "seed", "device"), ("keep", "form")),
+    "prune": Stage(4, (MODEL, "open", "discover", "probe", "whatif"), ("batch_rows", "seed", "device"), ("keep", "form")),
     "export": Stage(1, (MODEL, "open", "discover", "organize"), (), ("order",)),
 }
 

@@ -21,6 +21,8 @@ from cipm.pruning.shrink import left_out
 from cipm.pruning.work import work
 from cipm.symmetry import TOLERANCE
 
+NOT_RUN = "onnxruntime is not installed here, so the file was not run in it; it was compared with the masked model alone."
+
 
 def prune(context: Context, folder: Path) -> None:
     """Stage `prune`: write the model with so many units of each group (the request's `keep`) in its `form`."""
@@ -58,7 +60,8 @@ def write_smaller(refitter: Refitter, made: Pruned, sizes: Sizes, out: Path, *, 
     few = {name: tensor[:ROWS] for name, tensor in refitter.rows[0].items()}
     masked = left_out(made.checkpoint.graph, refitter.kept(made.keep))
     checked = in_runtime(written, form or whole.format, shrunk.checkpoint, made.checkpoint, masked, few)
-    certificate |= {"runtime": checked} if checked else {}
+    certificate["runtime"] = checked
+    facts["notes"] += [] if checked else [NOT_RUN]
     files = (Path(context.request["model"]), written) if in_onnx(whole, form) else None
     times = latency(whole, shrunk.checkpoint, files, few, before)
     return {"filename": written.name, **facts, "latency": times, "certificate": certificate}

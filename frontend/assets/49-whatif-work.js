@@ -284,18 +284,20 @@
       if (ACTIVE.includes(job.status)) return [el("div", {}, `${name}: writing\u2026`), el("span", { class: "badge" }, cipm.percent(job.progress, 0))];
       if (job.status !== "done") return [el("div", {}, name, el("p", { class: "bad" }, job.error ? `${job.error.message} ${job.error.fix || ""}` : job.status))];
       const proof = (one.certificate || {}).masked;
-      return [el("div", {}, `${one.filename} `, el("span", { class: "quiet" }, `${cipm.bytes(one.size)}; ${name}`), ...this.report(one.facts || {})),
+      return [el("div", {}, `${one.filename} `, el("span", { class: "quiet" }, `${cipm.bytes(one.size)}; ${name}`), ...this.report(one.facts || {}, (one.certificate || {}).runtime)),
         proof ? el("span", { class: `badge ${proof.passed ? "good" : "bad"}`, title: `The file\u2019s model and the what-if\u2019s own differ by at most ${cipm.short(proof.max_rel)}, relative to the largest output (tolerance ${cipm.short(proof.tolerance)}).` }, proof.passed ? "equals the what-if" : "differs from the what-if") : null,
         el("a", { class: "cipm-button", href: `/api/exports/${encodeURIComponent(one.id)}/file`, download: "" }, "Download")].filter(Boolean);
     }
-    /* What the file's own report says: sizes, what it measured, how long it takes. */
-    report({ parameters, baseline, measured, latency, notes, rows }) {
+    /* What the file's own report says: sizes, what it measured, what ran it, how long it takes. */
+    report({ parameters, baseline, measured, latency, notes, rows }, ran) {
       const lines = [], given = (value) => value !== null && value !== undefined;
       if (parameters) lines.push(`${cipm.whole(parameters.after)} parameters instead of ${cipm.whole(parameters.before)}`);
       if (measured) {
         const loss = `measured loss ${cipm.short(measured.loss)} instead of ${cipm.short(baseline.loss)}`;
         lines.push(`${loss}${given(measured.accuracy) ? `, accuracy ${cipm.percent(measured.accuracy)} instead of ${cipm.percent(baseline.accuracy)}` : ""}, on ${cipm.whole(rows)} rows`);
       }
+      if (ran) lines.push(`Run by ${ran.runtime} on ${cipm.whole(ran.rows)} ${ran.rows === 1 ? "row" : "rows"}: outputs differ from those of the network that was measured by at most ${cipm.short(ran.max_abs)}, ${cipm.short(ran.max_rel)} of the largest (rounding may explain ${cipm.short(ran.tolerance)})`);
+      else if (latency) lines.push("Not run by its own runtime, which is not installed on the server");
       if (latency) lines.push(`${cipm.short(latency.after_ms)} ms instead of ${cipm.short(latency.before_ms)} ms for ${latency.rows} rows on the server: ${cipm.short(latency.times)} \u00d7 as fast (${latency.runtime}, median of ${latency.runs} runs)`);
       return [...lines.map((line) => el("p", { class: "wi-line-of" }, line)), notes && notes.length ? el("details", {}, el("summary", {}, "Notes"), ...notes.map((note) => el("p", { class: "quiet" }, note))) : ""].filter(Boolean);
     }

@@ -286,6 +286,8 @@ def test_a_smaller_checkpoint_is_written_and_its_report_read(tab: Page, pages: R
     written(pages, tmp_path, {"keep": keep, "form": "onnx"}, measured(session, keep, 1.1))
     files = tab.locator(".wi-dialog .exports")
     expect(files).to_contain_text("0.5 ms instead of 1 ms for 64 rows on the server: 2 \u00d7 as fast (onnxruntime")
+    expect(files).to_contain_text("Run by onnxruntime on 64 rows: outputs differ from those of the network that was measured "
+                                  "by at most 2.0e\u22126, 3.0e\u22127 of the largest (rounding may explain 1.0e\u22124)")
     expect(files).to_contain_text("equals the what-if")
     with tab.expect_download() as download:
         files.get_by_role("link", name="Download").click()
@@ -302,8 +304,10 @@ def written(pages: Running, folder: Path, asked: dict[str, Any], found: dict[str
     facts = {"parameters": {"before": 63_000, "after": 25_000}, "baseline": whole, "measured": found, "rows": 597, "notes": [],
              "latency": {"before_ms": 1.0, "after_ms": 0.5, "times": 2.0, "rows": 64, "runs": 25, "runtime": "onnxruntime"}}
     masked = {"dtype": "float64", "max_abs": 1e-15, "max_rel": 1e-15, "rows": 4, "tolerance": 1e-10, "passed": True}
+    runtime = {"runtime": "onnxruntime", "max_abs": 2e-6, "max_rel": 3e-7, "rows": 64, "tolerance": 1e-4, "passed": True}
     jobs.report(store, lease, stages=[{"name": "prune", "state": "done", "seconds": 0.5, "address": "smaller"}])
-    jobs.finish(store, lease, {"filename": "net.onnx", "size": 7, "certificate": {"masked": masked}, "facts": facts})
+    jobs.finish(store, lease, {"filename": "net.onnx", "size": 7, "certificate": {"masked": masked, "runtime": runtime},
+                              "facts": facts})
 
 
 def test_what_is_not_there_says_so_and_a_phone_shows_everything(tab: Page, pages: Running) -> None:
