@@ -1,6 +1,6 @@
 """The Celery side of a worker process: one solo worker, one task, started with `python -m workers`.
 
-Solo, because a process that forks must not hold torch; the torch work is in the jail's own child anyway. SIGTERM gives the
+Solo: one job at a time, and its work is in a jailed child anyway. SIGTERM gives the
 running job back to the queue and ends the process; with --with-parent so does the end of whoever holds our standard input.
 """
 

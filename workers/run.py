@@ -16,7 +16,7 @@ from backend.store import Analysis, Job, Store, artefacts, jobs, shards, uploads
 from backend.store.jobs import Lease, LeaseLost
 from backend.store.shards import DIVIDED_STAGE
 from cipm.errors import Cancelled, CipmError, JailError
-from cipm.jail import Limits, Spare
+from cipm.jail import Limits
 from cipm.jail import run as run_jailed
 from workers.keeper import Keeper
 from workers.progress import Progress
@@ -54,32 +54,25 @@ class Bench:
     gpu: bool
     stopping: Callable[[], bool]
 
-    def spare(self) -> Spare:
-        """Return a child that imports the engine meanwhile, for the next job."""
-        return Spare(self.engine.entry, threads=self.limits.threads, cuda=self.gpu, also=self.engine.also)
 
-
-def run_claimed(bench: Bench, lease: Lease, spare: Spare | None = None) -> None:
+def run_claimed(bench: Bench, lease: Lease) -> None:
     """Run the job of this lease and write how it ended; its scratch folder never stays."""
     scratch = bench.folder / lease.owner.rpartition(":")[2]
     scratch.mkdir(mode=0o700)
     log.info("Job %s, attempt %d.", lease.job_id, lease.attempt)
     try:
         with Keeper(bench.store, lease) as keeper:
-            _end(bench, lease, keeper, lambda: _work_and_clear(bench, lease, keeper, scratch, spare))
+            _end(bench, lease, keeper, lambda: _work_and_clear(bench, lease, keeper, scratch))
     except LeaseLost:
         log.warning("Job %s went to another worker.", lease.job_id)
     except SQLAlchemyError:
         log.exception("The end of job %s could not be written; its lease will run out.", lease.job_id)
-    finally:
-        if spare is not None:
-            spare.close()
 
 
-def _work_and_clear(bench: Bench, lease: Lease, keeper: Keeper, scratch: Path, spare: Spare | None) -> End:
+def _work_and_clear(bench: Bench, lease: Lease, keeper: Keeper, scratch: Path) -> End:
     """Do the work; before its end is written nothing of it is left here."""
     try:
-        return _work(bench, lease, keeper, scratch, spare)
+        return _work(bench, lease, keeper, scratch)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -102,7 +95,7 @@ def _end(bench: Bench, lease: Lease, keeper: Keeper, work: Callable[[], End]) ->
                                                 fix="Please report it; the server's log has the details."))
 
 
-def _work(bench: Bench, lease: Lease, keeper: Keeper, scratch: Path, spare: Spare | None) -> End:
+def _work(bench: Bench, lease: Lease, keeper: Keeper, scratch: Path) -> End:
     """Run the engine on the job's files; return how the job ends, or that it is divided into shards."""
     with bench.store.read() as session:
         job = session.get_one(Job, lease.job_id)
@@ -110,7 +103,7 @@ def _work(bench: Bench, lease: Lease, keeper: Keeper, scratch: Path, spare: Spar
     facts = (job.kind, analysis.model_sha256, analysis.probe_sha256, analysis.options)
     addresses = bench.engine.addresses(*facts, job.request)
     artefacts.use(bench.store, job.id, addresses)
-    run = _Run(bench, lease, keeper, scratch, job, analysis, addresses, spare)
+    run = _Run(bench, lease, keeper, scratch, job, analysis, addresses)
     wanted = bench.engine.shards(*facts)
     if not wanted or DIVIDED_STAGE in run.done():
         return partial(jobs.finish, result=run.engine()) if job.parent_id is None else _shard_done(run, job)
@@ -146,7 +139,7 @@ def _divided(bench: Bench, run: _Run, job: Job, wanted: list[str]) -> End:
 
 @dataclass
 class _Run:
-    """One job's files and its child: the engine may be called twice, with the prepared child the first time."""
+    """One job's files: the engine may be called twice."""
 
     bench: Bench
     lease: Lease
@@ -155,7 +148,6 @@ class _Run:
     job: Job
     analysis: Analysis
     addresses: Mapping[str, str]
-    spare: Spare | None
     folders: dict[str, str] = field(default_factory=dict)
 
     def done(self) -> dict[str, str]:
@@ -172,10 +164,9 @@ class _Run:
         reached = self.job.progress if "shards" in asked else 0.0
         events = _events(bench.store, self.lease, self.addresses, set(done), folder, self.job.parent_id, reached)
         files = [Path(request[name]) for name in ("model", "probe") if request[name]]
-        spare, self.spare = self.spare, None
         return run_jailed(
             bench.engine.entry, request, readable=[*files, *map(Path, (*done.values(), *asked.get("shards", {}).values()))],
-            scratch=folder, limits=bench.limits, on_event=events, cuda=bench.gpu, spare=spare, also=bench.engine.also,
+            scratch=folder, limits=bench.limits, on_event=events, cuda=bench.gpu, also=bench.engine.also,
             should_stop=lambda: self.keeper.cancelled or self.keeper.lost or bench.stopping())
 
 

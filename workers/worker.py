@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from backend.settings import Settings
 from backend.store import Store, Worker, cleanup, jobs
 from cipm.errors import CipmError
-from cipm.jail import Limits, Spare, self_test
+from cipm.jail import Limits, prepare, self_test
 from workers.run import Bench, Engine, run_claimed
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,6 @@ class WorkerProcess:
     idle: threading.Event = field(default_factory=threading.Event)
     telling: threading.Lock = field(default_factory=threading.Lock)
     jail: dict[str, Any] | None = None
-    spare: Spare | None = None
 
     @property
     def id(self) -> str:
@@ -58,20 +57,16 @@ class WorkerProcess:
                 if lease is None:
                     return
                 self._tell()
-                spare, self.spare = self.spare, None
-                self.prepare()
-                run_claimed(self._bench(), lease, spare)
+                run_claimed(self._bench(), lease)
         finally:
-            self.prepare()
             self.idle.set()
 
     def prepare(self) -> None:
-        """Have a child import the engine before a job needs it, beside the job that runs; without one a job starts its own."""
-        if self.spare is None and not self.stopping.is_set():
-            try:
-                self.spare = self._bench().spare()
-            except (CipmError, OSError) as error:
-                log.warning("No child could be prepared: %s", error)
+        """Have the engine imported before a job needs it; where that fails, the first job tries again and says why."""
+        try:
+            prepare(self.engine.entry, threads=limits(self.store.settings).threads, cuda=self.gpu, also=self.engine.also)
+        except (CipmError, OSError) as error:
+            log.warning("The engine could not be prepared: %s", error)
 
     def look_after(self) -> None:
         """Sweep each second until the worker stops."""
@@ -98,10 +93,8 @@ class WorkerProcess:
         log.info("Jail: %s", self.jail["detail"])
 
     def close(self) -> None:
-        """End the child that was prepared, and say that this worker is gone."""
+        """Say that this worker is gone."""
         self.stopping.set()
-        if self.spare is not None:
-            self.spare.close()
         jobs.gone(self.store, self.id)
 
     def _tell(self) -> None:

@@ -1,7 +1,7 @@
-"""The jailed child: import, lock, prove, and only then touch the request.
+"""The jailed child: lock, prove, and only then touch the request.
 
-It is started as a fresh interpreter by `cipm.jail.parent`. Its standard output is the channel of JSON lines; whatever
-code prints goes to standard error. Standard input says "go" once, and stays open for as long as the parent lives.
+It is forked by `cipm.jail.serve`, which has imported what it needs. Its standard output is the channel of JSON lines; what
+code prints goes to standard error. Standard input says "go" once.
 """
 
 from __future__ import annotations
@@ -13,32 +13,46 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 from cipm.errors import CipmError, JailError
 from cipm.jail import kernel, landlock, proof, syscalls
+from cipm.jail.forkserver import home_in
 from cipm.jail.policy import Policy
 from cipm.jail.watch import out_of_memory, too_much_written
 
 Send = Callable[[dict[str, Any]], None]
 
 
-def main(entry: str, base: str, parent: int, watch_thread: bool) -> NoReturn:
-    """Run one request: `entry` from the folder `base`, for the process `parent`; leaves by os._exit."""
+@dataclass(frozen=True)
+class Given:
+    """What a child is told at its fork: `entry` to run, its folder `base`, its server, and how many threads that had."""
+
+    entry: str
+    base: str
+    server: int
+    threads: int
+    prepared: bool
+
+
+def main(given: Given) -> NoReturn:
+    """Run one request; leaves by os._exit."""
     send = open_channel()
     code = 0
     try:
-        layers = {"namespaces": list(kernel.enter_namespaces())}
-        function = resolve(entry)
-        send({"ready": True})
         wait_for_go()
-        policy = Policy.from_json(json.loads(Path(base, "policy.json").read_text()))
-        layers |= lock(policy, parent, watch_thread)
+        settle(given.base)
+        function = resolve(given)
+        policy = Policy.from_json(json.loads(Path(given.base, "policy.json").read_text()))
+        layers = {"namespaces": list(kernel.enter_namespaces())} | lock(policy, given)
         layers["proved"] = list(proof.prove(policy))
         send({"locked": layers})
         send({"result": work(function, policy, send)})
@@ -65,16 +79,21 @@ def open_channel() -> Send:
     return send
 
 
-def resolve(entry: str) -> Callable[..., Any]:
-    """Import the entry's module, call its `prepare()` where it has one, and return the entry's function.
+def prepare(module: str) -> ModuleType:
+    """Import the module and call its `prepare()` where it has one.
 
     `prepare` is for what is slow and needs no request, such as loading what numba has compiled: nothing untrusted has
-    been touched yet, so it may read and write caches that the locked process may not.
+    been touched yet, so it may read and write caches that a locked process may not.
     """
-    name, function = entry.split(":")
-    module = importlib.import_module(name)
-    getattr(module, "prepare", lambda: None)()
-    return getattr(module, function)
+    imported = importlib.import_module(module)
+    getattr(imported, "prepare", lambda: None)()
+    return imported
+
+
+def resolve(given: Given) -> Callable[..., Any]:
+    """Return the entry's function, from a module that the server has imported, or else is imported now."""
+    module, function = given.entry.split(":")
+    return getattr(sys.modules[module] if given.prepared else prepare(module), function)
 
 
 def wait_for_go() -> None:
@@ -83,21 +102,25 @@ def wait_for_go() -> None:
         os._exit(0)
 
 
-def lock(policy: Policy, parent: int, watch_thread: bool) -> dict[str, Any]:
+def settle(base: str) -> None:
+    """Let what asks for a home or a place for temporary files find this run's own."""
+    os.environ.update(home_in(Path(base)))
+    tempfile.tempdir = None
+
+
+def lock(policy: Policy, given: Given) -> dict[str, Any]:
     """Lock this process down for good and return the layers; raises JailError where one cannot be had."""
     started = time.perf_counter()
     with open(policy.canary, "rb"):  # it can be read now, so that failing to read it later proves something
         pass
-    if (threads := kernel.thread_count()) != 1:
+    if (threads := max(given.threads, kernel.thread_count())) != 1:
         raise JailError(f"The sandbox must be locked before there are threads, and there are {threads}: nothing ran.")
     set_limits(policy)
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     kernel.drop_capabilities()
-    if watch_thread:
-        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != given.server:
         os._exit(0)
-    os.environ["TMPDIR"] = policy.home
     os.chdir(policy.scratch)
     version = landlock.restrict(policy.read_paths(), policy.write_paths(), policy.devices())
     syscalls.restrict(cuda=policy.cuda)
@@ -120,7 +143,6 @@ def set_limits(policy: Policy) -> None:
 
 def work(function: Callable[..., Any], policy: Policy, send: Send) -> dict[str, Any]:
     """Run the request with the threads it may use and return its result."""
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
     _use_threads(policy.limits.threads)
     request = json.loads(Path(policy.home, "request.json").read_text())
     result = function(request, Path(policy.scratch), lambda event: send({"emit": event}))
@@ -146,9 +168,3 @@ def _use_threads(threads: int) -> None:
         torch.set_num_threads(threads)
     if pools := sys.modules.get("threadpoolctl"):
         pools.threadpool_limits(threads, user_api="blas")
-
-
-def _leave_with_parent() -> None:
-    while sys.stdin.read(1):
-        pass
-    os._exit(0)

@@ -29,7 +29,7 @@ def prctl(option: int, value: int) -> None:
 def enter_namespaces() -> tuple[str, ...]:
     """Enter user, network, IPC, host name and cgroup namespaces of our own; return their names, none if forbidden.
 
-    Only a process with a single thread can do it, so it comes before any heavy import.
+    Only a process with a single thread can do it.
     """
     flags, uid, gid = sum(NAMESPACES.values()), os.getuid(), os.getgid()
     if LIBC.unshare(flags) < 0:

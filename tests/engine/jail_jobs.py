@@ -154,7 +154,7 @@ def thread_bomb(request, scratch, emit):
 
 
 def endless(request, scratch, emit):
-    emit({"event": "started"})
+    emit({"event": "started", "pid": os.getpid(), "server": os.getppid()})
     signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals))
     while True:
         pass
@@ -203,6 +203,15 @@ def surprise(request, scratch, emit):
 
 def environment(request, scratch, emit):
     return {"environ": dict(os.environ), "cwd": os.getcwd(), "uid": os.getuid()}
+
+
+RUNS = []
+
+
+def remember(request, scratch, emit):
+    """Return what an earlier run left in memory, which server this is forked from, and the files it has open."""
+    RUNS.append(request)
+    return {"runs": len(RUNS), "server": os.getppid(), "open": sorted(map(int, os.listdir("/proc/self/fd")))}
 
 
 def echo(request, scratch, emit):

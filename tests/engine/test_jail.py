@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -15,7 +14,8 @@ import jail_jobs
 import pytest
 
 from cipm.errors import Cancelled, CipmError, InputError, JailError, LimitExceeded, ProbeError
-from cipm.jail import Limits, Spare, run, self_test
+from cipm.jail import Limits, forkserver, run, self_test
+from cipm.jail import prepare as prepare_jail
 from cipm.jail.watch import check_tree
 
 HERE = Path(__file__).parent
@@ -49,6 +49,14 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def wait_until(true) -> None:
+    """Wait until it is true, 20 s at most."""
+    give_up = time.monotonic() + 20
+    while not true() and time.monotonic() < give_up:
+        time.sleep(0.02)
+    assert true()
 
 
 # --- breaking out -----------------------------------------------------------------------------------------------------
@@ -129,9 +137,8 @@ BROKEN = {
 
 @pytest.mark.parametrize("broken", BROKEN)
 def test_without_a_layer_nothing_is_run(broken, tmp_path, monkeypatch):
-    start = "cipm.jail.parent.START"
-    monkeypatch.setattr(start, f"import sys; sys.path[:0] = {{paths!r}}; exec({BROKEN[broken]!r}); "
-                               "from cipm.jail.child import main; main(*{arguments!r})")
+    monkeypatch.setattr("cipm.jail.forkserver.START", f"import sys; sys.path[:0] = {{folders!r}}; exec({BROKEN[broken]!r}); "
+                                                      "from cipm.jail.serve import serve; serve(*{arguments!r})")
     (tmp_path / "file").write_text("x")
     with pytest.raises(JailError, match="nothing was run|nothing ran"):
         jailed("echo", {"events": 0, "file": str(tmp_path / "file")}, folder=tmp_path, readable=[tmp_path / "file"])
@@ -162,22 +169,38 @@ def test_an_endless_loop_that_blocks_signals_ends_at_the_wall_clock(tmp_path):
     events = []
     with pytest.raises(LimitExceeded, match="longer than the limit of 1.5 s"):
         jailed("endless", folder=tmp_path, limits={"seconds": 1.5}, on_event=events.append)
-    assert events == [{"event": "started"}]
+    assert [event["event"] for event in events] == ["started"] and not alive(events[0]["pid"])
 
 
 def test_the_stop_flag_ends_the_job_and_leaves_no_process(tmp_path):
-    spare = Spare("jail_jobs:endless", threads=2, also=ENTRIES)
-    stop = threading.Event()
+    events = []
     with pytest.raises(Cancelled):
-        jailed("endless", folder=tmp_path, on_event=lambda event: stop.set(), should_stop=stop.is_set, spare=spare)
-    assert not alive(spare.process.pid) and not spare.base.exists()
+        jailed("endless", folder=tmp_path, on_event=events.append, should_stop=lambda: bool(events))
+    assert not alive(events[0]["pid"]) and alive(events[0]["server"])
+
+
+def test_a_job_that_is_stopped_before_it_began_never_begins(tmp_path, monkeypatch):
+    monkeypatch.setattr("cipm.jail.forkserver.START", f"import time; time.sleep(1.0); {forkserver.START}")
+    events = []
+    with pytest.raises(Cancelled):
+        jailed("endless", folder=tmp_path, on_event=events.append, should_stop=lambda: True)
+    server = forkserver.server_for("jail_jobs:endless", 2, cuda=False, also=ENTRIES)
+    assert jailed("remember", folder=tmp_path)["server"] == server.process.pid  # it has dealt with the first by now
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+    wait_until(lambda: not any(map(alive, map(int, children.read_text().split()))))
+    assert not events
 
 
 def test_an_error_in_the_listener_ends_the_job(tmp_path):
-    spare = Spare("jail_jobs:endless", threads=2, also=ENTRIES)
+    events = []
+
+    def listen(event):
+        events.append(event)
+        raise ZeroDivisionError
+
     with pytest.raises(ZeroDivisionError):
-        jailed("endless", folder=tmp_path, on_event=lambda event: 1 / 0, spare=spare)
-    assert not alive(spare.process.pid)
+        jailed("endless", folder=tmp_path, on_event=listen)
+    assert not alive(events[0]["pid"])
 
 
 PARENT = """
@@ -186,21 +209,56 @@ from pathlib import Path
 from cipm.jail import Limits, run
 folder = Path(sys.argv[1])
 run("jail_jobs:endless", {}, readable=[], scratch=folder / "scratch", limits=Limits(seconds=300.0, threads=1),
-    on_event=lambda event: print("started", flush=True), also={"jail_jobs:endless": Path(sys.argv[2])})
+    on_event=lambda event: print(event["server"], event["pid"], flush=True), also={"jail_jobs:endless": Path(sys.argv[2])})
 """
 
 
 def test_the_child_dies_with_its_parent(tmp_path):
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path), str(HERE)], stdout=subprocess.PIPE)
-    assert parent.stdout.readline() == b"started\n"
-    children = [int(p) for p in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()]
-    assert len(children) == 1 and alive(children[0])
+    processes = [int(number) for number in parent.stdout.readline().split()]
+    assert len(processes) == 2 and all(map(alive, processes))
     parent.send_signal(signal.SIGKILL)
     parent.communicate()
-    give_up = time.monotonic() + 20
-    while alive(children[0]) and time.monotonic() < give_up:
-        time.sleep(0.05)
-    assert not alive(children[0])
+    wait_until(lambda: not any(map(alive, processes)))
+
+
+# --- the fork server --------------------------------------------------------------------------------------------------
+
+
+def test_runs_share_a_server_and_nothing_else(tmp_path):
+    prepare_jail("jail_jobs:remember", threads=2, also=ENTRIES)
+    first, second = (jailed("remember", {"secret": "of one run"}, folder=tmp_path) for _ in range(2))
+    assert first == second and first["runs"] == 1
+    assert first["open"] == [0, 1, 2, 3, 4]  # the streams, the channel, and the listing itself
+    assert jailed("remember", folder=tmp_path, limits={"threads": 1})["server"] != first["server"]
+
+
+def test_a_server_that_was_killed_is_replaced(tmp_path):
+    server = jailed("remember", folder=tmp_path)["server"]
+    os.kill(server, signal.SIGKILL)
+    wait_until(lambda: not alive(server))
+    assert jailed("remember", folder=tmp_path)["server"] != server
+
+
+def test_a_job_dies_with_its_server(tmp_path):
+    events = []
+
+    def listen(event):
+        events.append(event)
+        os.kill(event["server"], signal.SIGKILL)
+
+    with pytest.raises(CipmError, match="was killed by the system"):
+        jailed("endless", folder=tmp_path, on_event=listen)
+    wait_until(lambda: not alive(events[0]["pid"]))
+
+
+def test_a_module_that_cannot_be_imported_is_said_and_tried_anew(tmp_path):
+    entries = {"jail_new_jobs:answer": tmp_path}
+    request = {"readable": [], "scratch": tmp_path / "scratch", "limits": Limits(threads=1), "also": entries}
+    with pytest.raises(CipmError, match="ModuleNotFoundError: No module named 'jail_new_jobs'"):
+        run("jail_new_jobs:answer", {}, **request)
+    (tmp_path / "jail_new_jobs.py").write_text("def answer(request, scratch, emit):\n    return {'answer': 42}\n")
+    assert run("jail_new_jobs:answer", {}, **request) == {"answer": 42}
 
 
 # --- what comes back --------------------------------------------------------------------------------------------------
@@ -229,19 +287,6 @@ def test_other_ends_are_said(job, message, tmp_path):
     with pytest.raises(CipmError, match=message) as caught:
         jailed(job, folder=tmp_path)
     assert not isinstance(caught.value, InputError)
-
-
-def test_a_spare_is_used_once_and_one_that_does_not_fit_is_closed(tmp_path):
-    file = tmp_path / "file"
-    file.write_text("content")
-    request = {"events": 0, "file": str(file)}
-    spare = Spare("jail_jobs:echo", threads=2, also=ENTRIES)
-    assert spare.wait_ready()
-    assert jailed("echo", request, folder=tmp_path / "1", readable=[file], spare=spare) == {"read": "content"}
-    assert jailed("echo", request, folder=tmp_path / "2", readable=[file], spare=spare) == {"read": "content"}
-    other = Spare("jail_jobs:endless", threads=2, also=ENTRIES)
-    assert jailed("echo", request, folder=tmp_path / "3", readable=[file], spare=other) == {"read": "content"}
-    assert not alive(other.process.pid)
 
 
 # --- the engine's libraries -------------------------------------------------------------------------------------------
