@@ -92,9 +92,18 @@ def least_within(pruner: Pruner, choices: tuple[Choice, ...], fits: Callable[[Ma
 
 
 def _least_within_loss(pruner: Pruner, choices: tuple[Choice, ...], allowed: float) -> Choice:
+    """Return the smallest choice found that keeps within a rise of the loss. Raises OptionError where sizes of one's own lose
+    more by themselves."""
     most = pruner.base["loss"] + allowed
-    return choices[least_within(pruner, choices, lambda measured: measured["loss"] <= most, {},
-                                lambda choice: pruner.predicted(choice.keep)["loss"] <= most)]
+    at = least_within(pruner, choices, lambda measured: measured["loss"] <= most, {},
+                      lambda choice: pruner.predicted(choice.keep)["loss"] <= most)
+    if at == 0 and any(size < pruner.groups[name].size for name, size in choices[0].keep.items()):
+        rise = pruner.point(choices[0].keep).measured["loss"] - pruner.base["loss"]
+        if rise > allowed:
+            raise OptionError(f"With the sizes given the loss rises by {rise:.3g} though every other group stays whole: "
+                              f"a rise of {allowed:.3g} cannot be met.", where="max_loss",
+                              fix="Allow more, or give larger sizes.")
+    return choices[at]
 
 
 def prune_job(request: Mapping[str, Any], scratch: Path, emit: Emit) -> dict[str, Any]:

@@ -50,8 +50,9 @@ def fit_latency(context: Context, folder: Path) -> None:
 
 def within_time(context: Context, session: Session, inputs: Inputs, choices: Sequence[Choice], allowed: float, *,
                 locked: Collection[str] = ()) -> Met:
-    """Return the largest choice found on a front of FLOPs that takes at most `allowed` of the whole model's run time on some of
-    these rows. Raises OptionError where the share is not between 0 and 1, or the smallest choice takes more.
+    """Return the largest choice found on a front of FLOPs, with the whole model before it, that takes at most `allowed` of the
+    whole model's run time on some of these rows. Raises OptionError where the share is not between 0 and 1, or the smallest
+    choice takes more.
 
     FLOPs say how groups shrink, run times where to stop. Weights are not refitted for it: time does not depend on them.
     Cost: for at most TIMED choices `shrink` with its proof, and some seconds of runs.
@@ -59,6 +60,7 @@ def within_time(context: Context, session: Session, inputs: Inputs, choices: Seq
     if not 0 < allowed < 1:
         raise OptionError(f"The latency is a share of the whole model's, between 0 and 1; it cannot be {allowed:g}.",
                           where="latency", fix="Ask for 0.5 to have half of the run time.")
+    choices = _from_whole(session, choices)
     times = search(choices, allowed, lambda choice: _timed(context, session, inputs, choice, choices[0].count, locked))
     if not times:
         raise OptionError("All groups are locked: nothing can be made faster.", where="latency", fix="Unlock groups.")
@@ -71,9 +73,16 @@ def within_time(context: Context, session: Session, inputs: Inputs, choices: Seq
     return Met(choices[min(fitting)], times[min(fitting)], _share(times[min(fitting)]), words)
 
 
+def _from_whole(session: Session, choices: Sequence[Choice]) -> Sequence[Choice]:
+    """Return a front that begins with the whole model, whose run time is known: with sizes of one's own it begins smaller."""
+    if all(size == session.groups[name].size for name, size in choices[0].keep.items()):
+        return choices
+    return (Choice({}, 0.0, session.counts["flops"]({})), *choices)
+
+
 def search(choices: Sequence[Choice], allowed: float, timed: Callable[[Choice], Times]) -> dict[int, Times]:
-    """Time the smallest choice, then those where a straight line between the nearest timed on either side meets the limit;
-    return what was timed, by number."""
+    """Time the smallest choice of a front that begins with the whole model, then those where a straight line between the
+    nearest timed on either side meets the limit; return what was timed, by number."""
     times: dict[int, Times] = {}
     slow, fast, at = (0, 1.0), (len(choices) - 1, 0.0), len(choices) - 1
     while slow[0] < at and len(times) < TIMED:

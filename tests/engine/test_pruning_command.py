@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,7 +92,9 @@ def test_what_cannot_be_is_said(files, tmp_path):
     context.kept |= {"symmetry": proved_groups(context),
                      "probe": open_probe(files[1], context.checkpoint.graph.inputs, max_rows=400)}
     pruner = Pruner(context)
-    cases = {"must be more than 0 and at most 1": ("keep", 0, {}), "a budget of 10 cannot be met": ("params", 10, {}),
+    first = next(iter(pruner.groups))
+    cases = {"With the sizes given the loss rises by .* 0.001 cannot be met": ("max_loss", 1e-3, {"sizes": {first: 2}}),
+             "must be more than 0 and at most 1": ("keep", 0, {}), "a budget of 10 cannot be met": ("params", 10, {}),
              "The budget max-loss must be more than 0": ("max_loss", -1, {}),
              "There is no group 'nothing'": ("params", 9000, {"locked": ["nothing"]})}
     for words, (budget, value, more) in cases.items():
@@ -177,9 +180,12 @@ def test_a_budget_of_run_time_is_met_by_measuring(tmp_path):
     pruner = Pruner(context)
     sizes, (said,) = choose(pruner, "latency", 0.5)
     assert said.startswith("Run time was measured on 64 rows in torch with ")  # a .pt2 was uploaded
-    shares = [float(part.split("%")[0]) for part in said.split(": ")[1].split(", ")]
-    assert shares == sorted(shares, reverse=True) and shares[-1] <= 50
+    timed = [[float(share) for share in re.findall(r"(\d+)%", part)] for part in said.split(": ")[1].split(", ")]
+    assert timed[-1][0] <= 50 and [flops for _, flops in timed] == sorted((flops for _, flops in timed), reverse=True)
     assert pruner.counts["flops"](sizes) < 0.8 * pruner.counts["flops"]({name: g.size for name, g in pruner.groups.items()})
+    first, second = pruner.groups
+    sizes, (said,) = choose(pruner, "latency", 0.9, sizes={first: 60})  # fast enough by itself: the other group stays whole
+    assert sizes == {first: 60, second: 600} and " with 100% of the FLOPs" not in said
     for value, words in ((1.5, "between 0 and 1"), (1e-9, "its run time here: 1e-09 of it cannot be met")):
         with pytest.raises(OptionError, match=words):
             choose(pruner, "latency", value)
