@@ -296,7 +296,7 @@
         const loss = `measured loss ${cipm.short(measured.loss)} instead of ${cipm.short(baseline.loss)}`;
         lines.push(`${loss}${given(measured.accuracy) ? `, accuracy ${cipm.percent(measured.accuracy)} instead of ${cipm.percent(baseline.accuracy)}` : ""}, on ${cipm.whole(rows)} rows`);
       }
-      if (ran) lines.push(`Run by ${ran.runtime} on ${cipm.whole(ran.rows)} ${ran.rows === 1 ? "row" : "rows"}: outputs differ from those of the network that was measured by at most ${cipm.short(ran.max_abs)}, ${cipm.short(ran.max_rel)} of the largest (rounding may explain ${cipm.short(ran.tolerance)})`);
+      if (ran) lines.push(`Run by ${ran.runtime} on ${cipm.whole(ran.rows)} ${ran.rows === 1 ? "row" : "rows"}: ${ran.max_abs === 0 ? "outputs equal those of the network that was measured" : `outputs differ from those of the network that was measured by at most ${cipm.short(ran.max_abs)}, ${cipm.short(ran.max_rel)} of the largest (rounding may explain ${cipm.short(ran.tolerance)})`}`);
       else if (latency) lines.push("Not run by its own runtime, which is not installed on the server");
       if (latency) lines.push(`${cipm.short(latency.after_ms)} ms instead of ${cipm.short(latency.before_ms)} ms for ${latency.rows} rows on the server: ${cipm.short(latency.times)} \u00d7 as fast (${latency.runtime}, median of ${latency.runs} runs)`);
       return [...lines.map((line) => el("p", { class: "wi-line-of" }, line)), notes && notes.length ? el("details", {}, el("summary", {}, "Notes"), ...notes.map((note) => el("p", { class: "quiet" }, note))) : ""].filter(Boolean);

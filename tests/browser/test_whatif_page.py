@@ -289,6 +289,9 @@ def test_a_smaller_checkpoint_is_written_and_its_report_read(tab: Page, pages: R
     expect(files).to_contain_text("Run by onnxruntime on 64 rows: outputs differ from those of the network that was measured "
                                   "by at most 2.0e\u22126, 3.0e\u22127 of the largest (rounding may explain 1.0e\u22124)")
     expect(files).to_contain_text("equals the what-if")
+    tab.set_viewport_size({"width": 390, "height": 844})
+    report = files.locator("li > div").bounding_box()
+    assert report is not None and report["width"] > 250
     with tab.expect_download() as download:
         files.get_by_role("link", name="Download").click()
     assert Path(download.value.path()).read_bytes() == b"smaller" and download.value.suggested_filename.endswith(".onnx")
