@@ -129,13 +129,13 @@ def analyze(arguments: argparse.Namespace) -> int:
         made = scratch / "made"
         made.mkdir()
         shutil.copy(scratch / "view" / "report.json", made)
-        for group in (scratch / "organize" / "orders").iterdir():
-            shutil.copytree(group, made / group.name / "orders")
+        for what in ("orders", "classes"):
+            for group in (scratch / "organize" / what).glob("*"):
+                shutil.copytree(group, made / group.name / what)
         for matrix in (scratch / "organize" / "correlation").iterdir():
             shutil.copy(matrix, made / matrix.stem / "correlation.npy")
         _place(made, arguments.out)
-    report = json.loads((arguments.out / "report.json").read_text())
-    return _print(arguments, report, report_lines)
+    return _print(arguments, json.loads((arguments.out / "report.json").read_text()), report_lines)
 
 
 def reorganize(arguments: argparse.Namespace) -> int:

@@ -34,6 +34,9 @@ class AnalysisOptions(BaseModel):
     statistics_memory: int = option(2048, "Memory for the statistics that one forward pass gathers; groups that do not fit "
                                     "together are gathered in further passes, one that does not fit alone is left out.",
                                     "MiB", ge=1, le=1_048_576)
+    class_correlations: int = option(8, "Memory for the correlations class by class of one group, where the probe has labels "
+                                     "(classes × units² × 8 bytes); groups that need more have none, 0 is for none at all.",
+                                     "MiB", ge=0, le=1_048_576)
     shards: int = option(1, "Parts that the probe set is cut into, each collected by a worker of its own where there are "
                          "several; a part has 2,048 rows at least.", "parts", ge=1, le=64)
     resolution: float = option(0.0, "Module resolution: the correlation that two units must exceed to attract each "

@@ -25,21 +25,21 @@ class Stage:
     request: tuple[str, ...] = ()
 
 
-COLLECTING = ("batch_rows", "positions", "max_width", "statistics_memory", "shards", "device")
+COLLECTING = ("batch_rows", "positions", "max_width", "statistics_memory", "class_correlations", "shards", "device")
 SEGMENT_ROWS, MOST_SEGMENTS = 2048, 64
 
 STAGES: dict[str, Stage] = {
     "open": Stage(5, (MODEL,)),
     "discover": Stage(8, ("open",), ("seed", "proof_draws")),
     "probe": Stage(2, (PROBE, "open"), ("max_rows",)),
-    "shard": Stage(3, ("open", "discover", "probe"), COLLECTING, ("shard",)),
-    "collect": Stage(5, ("open", "discover", "probe"), COLLECTING),
-    "organize": Stage(5, ("open", "discover", "probe", "collect"),
+    "shard": Stage(4, ("open", "discover", "probe"), COLLECTING, ("shard",)),
+    "collect": Stage(6, ("open", "discover", "probe"), COLLECTING),
+    "organize": Stage(6, ("open", "discover", "probe", "collect"),
                       ("resolution", "module_method", "module_pairs", "module_count", "seed", "batch_rows", "positions",
-                       "statistics_memory", "device")),
+                       "statistics_memory", "class_correlations", "device")),
     "whatif": Stage(10, ("open", "discover", "probe"),
                     ("measured_points", "measured_rows", "fisher", "batch_rows", "statistics_memory", "seed", "device")),
-    "view": Stage(5, ("open", "discover", "probe", "collect", "organize", "whatif")),
+    "view": Stage(6, ("open", "discover", "probe", "collect", "organize", "whatif")),
     "measure": Stage(3, ("open", "discover", "probe", "whatif"), ("batch_rows", "seed", "device"), ("keep",)),
     "latency": Stage(1, (MODEL, "open", "discover", "probe", "whatif"), ("batch_rows", "seed"),
                      ("share", "locked", "sizes", "turned")),

@@ -80,6 +80,47 @@ def _strongest(link: Json, module: int, by_row: bool, other: str) -> Iterator[st
         yield f"{verb} {other} module {best}: {words.number(ratio[best])} × the expected weight"
 
 
+@dataclass(frozen=True)
+class ClassRow:
+    """One line of the table of classes: its samples, how many units are most active in it, and the clearest of those."""
+
+    label: int
+    samples: int
+    units: int
+    clearest: str
+
+
+def class_rows(group: Json) -> list[ClassRow]:
+    """Return the classes of a group's activations by number; none where it has no statistics by class."""
+    found = (group.get("activity") or {}).get("classes") or {}
+    mine: dict[int, list[int]] = {}
+    for unit, label in enumerate(found.get("preferred") or ()):
+        mine.setdefault(label, []).append(unit)
+    return [ClassRow(label, samples, len(mine.get(label, ())), _clearest(mine.get(label, ()), found["selectivity"]))
+            for label, samples in zip(found.get("labels") or (), found.get("sizes") or (), strict=True)]
+
+
+def _clearest(units: Sequence[int], selectivity: Sequence[float], most: int = 5) -> str:
+    best = sorted(units, key=lambda unit: -selectivity[unit])[:most]
+    return ", ".join(f"{unit} ({words.fixed(selectivity[unit])})" for unit in best)
+
+
+def class_notes(group: Json) -> list[str]:
+    """Return in sentences what the figures by class are, and why there are not more of them."""
+    activity = group.get("activity") or {}
+    found, notes = activity.get("classes"), list(activity.get("classes_words") or ())
+    if not found:
+        return notes or ["The probe data has no labels that name classes."]
+    shares = sorted(found["selectivity"])
+    without = (group.get("classes") or {}).get("words")
+    return [f"Mean activation of each unit in each class, in standard deviations from the unit's mean, over "
+            f"{words.integer(found['samples'])} labelled {found['of']}.",
+            f"The class explains {words.percent(shares[len(shares) // 2])} of the variance of the middle unit, where chance "
+            f"alone gives about {words.percent(found['chance'])}.",
+            without or "The correlation of one class, and what is left of it when the class is known, are chosen under "
+                       "Correlation.", *notes]
+
+
 def level_words(group: Json) -> str | None:
     """Return in a sentence at which resolutions there are modules within modules, or None where there is one level."""
     levels = group.get("levels") or []

@@ -9,8 +9,10 @@ from typing import Any
 from frontend import words
 
 Json = Mapping[str, Any]
-TABS = {"correlation": "Correlation", "weights": "Weights", "redundancy": "Redundancy", "whatif": "What-if",
-        "orders": "Orders"}
+TABS = {"correlation": "Correlation", "weights": "Weights", "classes": "By class",
+        "redundancy": "Redundancy", "whatif": "What-if", "orders": "Orders"}
+KINDS = {"correlation": "correlation", "weights": "weight", "classes": "classes"}
+"""Which kind of matrix a tab shows."""
 STAGE_WORDS = {"open": "Open the model", "discover": "Find the symmetry", "probe": "Read the probe data",
                "collect": "Collect statistics", "organize": "Find modules and orders", "whatif": "Try pruning",
                "view": "Prepare the view", "export": "Write the checkpoint", "measure": "Measure",
@@ -115,7 +117,7 @@ def choose_group(report: Json, asked: str | None) -> Json | None:
 
 
 def matrices_of(report: Json, group: Json, kind: str) -> list[Json]:
-    """Return a group's matrices of one kind ("weight" or "correlation"), in the report's order."""
+    """Return a group's matrices of one kind of KINDS, in the report's order."""
     wanted = set(group.get("matrices") or [])
     return [matrix for matrix in report.get("matrices") or [] if matrix["id"] in wanted and matrix["kind"] == kind]
 
@@ -123,6 +125,20 @@ def matrices_of(report: Json, group: Json, kind: str) -> list[Json]:
 def choose_matrix(matrices: Sequence[Json], asked: str | None) -> Json | None:
     """Return the matrix asked for, else the first."""
     return next((matrix for matrix in matrices if matrix["id"] == asked), matrices[0] if matrices else None)
+
+
+def matrix_words(matrix: Json) -> str:
+    """Return how a matrix is called among those of its group: a correlation by the samples that it is of."""
+    if matrix["kind"] != "correlation":
+        return matrix["title"]
+    of = class_words(matrix)
+    return f"{of} \u00b7 {words.plural(matrix['samples'], 'sample')}" if of else "All rows"
+
+
+def class_words(matrix: Json) -> str | None:
+    """Return `Class 3` or `Within classes` for a correlation that is not of all rows, else None."""
+    of = matrix.get("class")
+    return None if of is None else "Within classes" if of == "within" else f"Class {of}"
 
 
 def fact_list(report: Json) -> list[tuple[str, str]]:

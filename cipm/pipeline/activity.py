@@ -30,10 +30,11 @@ def activity_facts(statistics: StoredStatistics, tap: Tap) -> dict[str, Any] | N
 
     {rows, samples, range: [lower|null, upper|null], dead, never_active, saturated: [unit], extreme: [share] (of samples at an
     end of the range), mean, sd, low, high: [number], quantiles: {"0.05": [number], …}, classes: null | {count, rows,
-    samples, of: "rows"|"positions", selectivity: [η²], preferred: [class], chance}, classes_words: [why there are none, or
-    not of all rows]}. Means and deviations are over all samples; low, high, quantiles and `extreme` over one sample of every
-    row; classes over the rows' means where rows have labels (`of`: `rows` of them), and over all samples where positions
-    have (`rows` is null). Positions of a row are alike, so that `chance` (for independent samples) is then too low.
+    samples, of: "rows"|"positions", labels: [class], sizes: [samples of each], selectivity: [η²], preferred: [class],
+    chance}, classes_words: [why there are none, or not of all rows]}. Means and deviations are over all samples; low, high,
+    quantiles and `extreme` over one sample of every row; classes over the rows' means where rows have labels (`of`: `rows`
+    of them), and over all samples where positions have (`rows` is null). Positions of a row are alike, so that `chance`
+    (for independent samples) is then too low.
     """
     if tap.key not in statistics:
         return None
@@ -56,6 +57,15 @@ def class_means(statistics: StoredStatistics, tap: Tap) -> np.ndarray | None:
     """
     classes = statistics.profile(tap.key).classes if tap.key in statistics else None
     return None if classes is None or not classes.samples else classes.finalise()
+
+
+def class_correlations(statistics: StoredStatistics, tap: Tap) -> dict[str, tuple[np.ndarray, int]]:
+    """Return {name: (correlation [units, units], samples)}: "within" classes, and of each class that has two samples by its
+    number; nothing where they were not collected class by class."""
+    found = statistics.by_class(tap.key)
+    known = [] if found is None else np.flatnonzero(found.counts > 1).tolist()
+    within = {"within": (found.within_correlation(), found.samples)} if known else {}
+    return within | {str(label): (found.correlation_of(label), int(found.counts[label])) for label in known}
 
 
 def class_labels(labels: torch.Tensor | None) -> np.ndarray | None:
@@ -98,8 +108,10 @@ def _range(made: Mapping[str, Node], value: str) -> ActivationRange | None:
 def _classes(classes: Any, of: str | None) -> dict[str, Any] | None:
     if classes is None or not classes.samples:
         return None
-    present = int((classes.counts > 0).sum())
+    labels = np.flatnonzero(classes.counts)
+    present = len(labels)
     return {"count": present, "rows": classes.samples if of == "rows" else None, "samples": classes.samples, "of": of,
+            "labels": labels.tolist(), "sizes": classes.counts[labels].tolist(),
             "selectivity": classes.selectivity().tolist(), "preferred": classes.preferred().tolist(),
             "chance": min(1.0, (present - 1) / max(classes.samples - 1, 1))}
 

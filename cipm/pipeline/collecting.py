@@ -16,14 +16,17 @@ from cipm.pipeline.context import Context, batches, fixed_rows
 from cipm.pipeline.stored import Statistics, StoredStatistics, read_pass, write_pass
 from cipm.stages import segments, shard_rows
 from cipm.statistics.collect import Collected, collect
-from cipm.statistics.plan import MIB, CollectionPlan, plan_collection
+from cipm.statistics.plan import MIB, CollectionPlan, class_bytes, plan_collection, tap_bytes
 from cipm.statistics.sampling import EVERY_POSITION
 from cipm.symmetry import SymmetryGroup, Tap
 from cipm.trace import run
 
 __all__ = ["Statistics", "StoredStatistics", "carried_by", "collect_shard", "collect_statistics", "collection_facts",
            "collection_notes",
-           "collection_plan", "read_statistics", "shard_ranges", "why_not_collected"]
+           "collection_plan", "read_statistics", "shard_ranges", "why_not_by_class", "why_not_collected"]
+
+MOST_MATRICES = 100
+"""Most classes of which each has a correlation matrix."""
 
 
 def collect_statistics(context: Context, folder: Path) -> None:
@@ -58,16 +61,41 @@ def collect_shard(context: Context, folder: Path) -> None:
 def collection_plan(context: Context) -> CollectionPlan:
     """Return which taps are collected in which pass: those of proved groups no wider than max_width, one for each place."""
     groups = context.symmetry.groups
+    read = [group for group in groups if group.proved and group.size <= context.options.max_width
+            and not carried_by(groups, group)]
     chosen: dict[str, Tap] = {}
-    for group in groups:
-        if group.proved and group.size <= context.options.max_width and not carried_by(groups, group):
-            for tap in group.taps:
-                chosen.setdefault(tap.key, tap)
+    for tap in (tap for group in read for tap in group.taps):
+        chosen.setdefault(tap.key, tap)
+    return plan_collection(list(chosen.values()), memory=context.options.statistics_memory * MIB, by_class=_by_class(context),
+                           **_measures(context))
+
+
+def why_not_by_class(context: Context, units: int) -> str | None:
+    """Return in words why so many units have no correlations class by class, or None where they have."""
+    sizes = _measures(context)
+    need, most = class_bytes(units, sizes["classes"]), context.options.class_correlations
+    if sizes["classes"] > MOST_MATRICES:
+        return f"There are {sizes['classes']:,} classes; correlations are computed class by class for at most {MOST_MATRICES}."
+    if need > most * MIB:
+        return f"Correlations class by class take {need / MIB:,.3g} MiB here, more than class_correlations = {most}."
+    if need + tap_bytes(units, **sizes) > context.options.statistics_memory * MIB:
+        return f"Correlations class by class do not fit into statistics_memory = {context.options.statistics_memory}."
+    return None
+
+
+def _by_class(context: Context) -> frozenset[str]:
+    """Return the keys of the taps, the one of each group that is looked at, which are collected class by class as well."""
+    if class_labels(context.probe.labels) is None:
+        return frozenset()
+    return frozenset(group.taps[-1].key for group in context.symmetry.groups
+                     if group.taps and why_not_by_class(context, group.size) is None)
+
+
+def _measures(context: Context) -> dict[str, int]:
+    """Return what the memory of a tap depends on beside its units: {classes, itemsize}."""
     labels = class_labels(context.probe.labels)
-    classes = 0 if labels is None else int(labels.max()) + 1
     wide = any(i.dtype == torch.float64 for i in context.checkpoint.graph.inputs)
-    return plan_collection(list(chosen.values()), memory=context.options.statistics_memory * MIB, classes=classes,
-                           itemsize=8 if wide else 4)
+    return {"classes": 0 if labels is None else int(labels.max()) + 1, "itemsize": 8 if wide else 4}
 
 
 def shard_ranges(context: Context) -> tuple[tuple[int, int], ...]:
@@ -138,7 +166,8 @@ def _collect_rows(context: Context, taps: Sequence[Tap], rows: tuple[int, int], 
     total, size = _rows(context)
     found = collect(forward, taps, batches(probe, checkpoint, options.batch_rows, rows=rows), positions=options.positions,
                     progress=count.part(), start=(rows[0] // size, rows[0]), cuts=segments(total, size)[1:],
-                    labels=class_labels(probe.labels), ranges=activation_ranges(checkpoint.graph, [t.value for t in taps]))
+                    labels=class_labels(probe.labels), by_class=_by_class(context),
+                    ranges=activation_ranges(checkpoint.graph, [t.value for t in taps]))
     return {tap.key: collected for tap, collected in found.items()}
 
 

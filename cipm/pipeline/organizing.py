@@ -12,8 +12,8 @@ import numpy as np
 
 from cipm.modules import effective_dimension, neighbour_dimension, redundancy
 from cipm.ordering import canonical_orders, nodesort_overflow
-from cipm.pipeline.activity import activity_facts
-from cipm.pipeline.collecting import read_statistics, why_not_collected
+from cipm.pipeline.activity import activity_facts, class_correlations, class_means
+from cipm.pipeline.collecting import read_statistics, why_not_by_class, why_not_collected
 from cipm.pipeline.context import Context
 from cipm.pipeline.found_modules import interaction_facts, module_facts, partition_of
 from cipm.pipeline.orders import PLAIN_ORDERS, Orders, coordinated, judged, plain_order, policies, seen_orders, unit_weights
@@ -53,6 +53,8 @@ def organize(context: Context, folder: Path) -> None:
         found[group.name] = _Found(plain, {}, None, None, facts)
         if alike:
             np.save(folder / "correlation" / f"{group.name}.npy", alike.whole.astype(np.float32))
+            if alike.kind == "pearson":
+                facts["classes"] = _by_class(context, group, statistics, folder / "classes" / group.name)
             _see(context, group, alike, statistics, rows, found[group.name])
         report(number + 1)
     facts = {name: one.facts for name, one in found.items()}
@@ -79,6 +81,20 @@ def _write(folder: Path, found: Mapping[str, _Found]) -> None:
         target.mkdir(parents=True)
         for order, permutation in one.orders.items():
             np.save(target / f"{order}.npy", permutation.order)
+
+
+def _by_class(context: Context, group: SymmetryGroup, statistics: StoredStatistics, folder: Path) -> dict[str, Any] | None:
+    """Write means.npy [classes, units], within.npy and NUMBER.npy [units, units], as far as there are classes; return
+    {samples: {"within" or number: samples of the correlation}, words: why there are no correlations by class | null}."""
+    means = class_means(statistics, group.taps[-1])
+    if means is None:
+        return None
+    folder.mkdir(parents=True)
+    np.save(folder / "means.npy", means)
+    found = class_correlations(statistics, group.taps[-1])
+    for name, (correlation, _) in found.items():
+        np.save(folder / f"{name}.npy", correlation.astype(np.float32))
+    return {"samples": {name: samples for name, (_, samples) in found.items()}, "words": why_not_by_class(context, group.size)}
 
 
 def _see(context: Context, group: SymmetryGroup, alike: Similarity, statistics: StoredStatistics, rows: RowMeans,

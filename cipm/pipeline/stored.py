@@ -11,7 +11,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from cipm.statistics import HalfSplit, Profile
+from cipm.statistics import ClassConditional, HalfSplit, Profile
 from cipm.statistics.collect import Collected
 from cipm.statistics.labels import Labelled
 from cipm.statistics.sampling import sampling_effect
@@ -41,6 +41,10 @@ class StoredStatistics(Mapping[str, HalfSplit]):
         """Return what each unit does by itself at this tap."""
         return Profile.from_state(_arrays(self._folder, self._at[key], f"{key}/profile/"))
 
+    def by_class(self, key: str) -> ClassConditional | None:
+        """Return the covariance of every class at this tap, or None where it was not collected."""
+        return _by_class(self._folder, self._at[key], key)
+
     def facts(self, key: str) -> dict[str, Any]:
         """Return what statistics.json says of this tap."""
         return self._facts[key]
@@ -57,7 +61,8 @@ def write_pass(folder: Path, at: int, taps: Sequence[Tap], found: Mapping[str, C
     arrays: dict[str, np.ndarray] = {}
     for key, one in found.items():
         parts = {"half": one.half.state(), "profile": one.profile.state(),
-                 "counts": {"": np.array([one.possible, one.padding], np.int64)}}
+                 "counts": {"": np.array([one.possible, one.padding], np.int64)},
+                 "classes": {} if one.classes is None else vars(one.classes)}
         arrays |= {f"{key}/{part}/{name}": np.array(array, order="C") for part, state in parts.items()
                    for name, array in state.items()}
     save_file(arrays, folder / f"statistics-{at}.safetensors")
@@ -82,8 +87,14 @@ def read_pass(folder: Path, at: int) -> dict[str, Collected]:
         possible, padding = (int(n) for n in _arrays(folder, at, f"{key}/counts/")[""])
         found[key] = Collected(HalfSplit.from_state(_arrays(folder, at, f"{key}/half/")),
                                Profile.from_state(_arrays(folder, at, f"{key}/profile/")), possible, padding,
-                               tuple(tap["padding"]["words"]), Labelled(labels["of"], tuple(labels["words"])))
+                               tuple(tap["padding"]["words"]), Labelled(labels["of"], tuple(labels["words"])),
+                               _by_class(folder, at, key))
     return found
+
+
+def _by_class(folder: Path, at: int, key: str) -> ClassConditional | None:
+    arrays = _arrays(folder, at, f"{key}/classes/")
+    return ClassConditional(**arrays) if arrays else None
 
 
 def _arrays(folder: Path, at: int, prefix: str) -> dict[str, np.ndarray]:

@@ -33,8 +33,9 @@ LARGEST_MATRIX = 1 << 27
 def view(context: Context, folder: Path) -> None:
     """Write everything that is looked at."""
     orders = read_orders(context)
-    matrices = [*_weights(context, folder, orders), *_correlations(context, folder, orders)]
     organized = context.read("organize", "organize.json")["groups"]
+    matrices = [*_weights(context, folder, orders), *_correlations(context, folder, orders, organized),
+                *_class_means(context, folder, orders, organized)]
     for group in context.symmetry.groups:
         if group.name in organized:
             write_strip(folder, group.name, organized[group.name]["labels"])
@@ -77,19 +78,48 @@ def _weights(context: Context, folder: Path, orders: Mapping[str, dict[str, Perm
                "groups": {side: [g.name for g, p in here if p.axis == axis] for axis, side in enumerate(("rows", "cols"))}}
 
 
-def _correlations(context: Context, folder: Path, orders: Mapping[str, dict[str, Permutation]]) -> Iterator[dict[str, Any]]:
+def _correlations(context: Context, folder: Path, orders: Mapping[str, dict[str, Permutation]],
+                  organized: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Write the correlation of every group and, where they were collected, those within classes and of each class."""
+    made = context.folders["organize"]
     for number, group in enumerate(context.symmetry.groups):
-        path = context.folders["organize"] / "correlation" / f"{group.name}.npy"
-        if not path.exists():
+        if not (path := made / "correlation" / f"{group.name}.npy").exists():
             continue
-        name, axis = f"c{number}-{group.name}", AxisMeta(group.name, None, group.blocks)
-        matrix = np.load(path, allow_pickle=False)
-        write_matrix(folder, name, matrix, title=f"correlation of {group.name}", rows=axis, cols=axis)
+        name, axis, title = f"c{number}-{group.name}", AxisMeta(group.name, None, group.blocks), f"correlation of {group.name}"
+        facts = {"tensor": None, "kind": "correlation", "shape": [group.size, group.size],
+                 "groups": {"rows": [group.name], "cols": [group.name]}}
+        write_matrix(folder, name, np.load(path, allow_pickle=False), title=title, rows=axis, cols=axis)
         for order, chosen in orders.items():
             index = own_order(context, group, chosen)
             write_index(folder, order, name, index, index)
-        yield {"id": name, "title": f"correlation of {group.name}", "tensor": None, "kind": "correlation",
-               "shape": [group.size, group.size], "groups": {"rows": [group.name], "cols": [group.name]}}
+        yield {"id": name, "title": title, **facts}
+        for of, samples in ((organized[group.name].get("classes") or {}).get("samples") or {}).items():
+            matrix, said = np.load(made / "classes" / group.name / f"{of}.npy", allow_pickle=False), _class_title(title, of)
+            write_matrix(folder, f"{name}-{of}", matrix, title=said, rows=axis, cols=axis, index=name)
+            yield {"id": f"{name}-{of}", "title": said, "class": of, "samples": samples, **facts}
+
+
+def _class_means(context: Context, folder: Path, orders: Mapping[str, dict[str, Permutation]],
+                 organized: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Write the class means of every group with classes, [units, classes], as standard deviations from the unit's mean; 0
+    where the unit is constant."""
+    for number, group in enumerate(context.symmetry.groups):
+        if not (organized.get(group.name) or {}).get("classes"):
+            continue
+        means = np.load(context.folders["organize"] / "classes" / group.name / "means.npy", allow_pickle=False)
+        activity, name, title = organized[group.name]["activity"], f"m{number}-{group.name}", f"class means of {group.name}"
+        labels, mean, sd = activity["classes"]["labels"], np.array(activity["mean"]), np.array(activity["sd"])
+        apart = np.divide(means[labels] - mean, sd, out=np.zeros((len(labels), group.size)), where=sd > 0).T
+        write_matrix(folder, name, apart, title=title, rows=AxisMeta(group.name, None, group.blocks),
+                     cols=AxisMeta("class", labels))
+        for order, chosen in orders.items():
+            write_index(folder, order, name, own_order(context, group, chosen), np.arange(len(labels)))
+        yield {"id": name, "title": title, "tensor": None, "kind": "classes", "shape": list(apart.shape),
+               "groups": {"rows": [group.name], "cols": []}}
+
+
+def _class_title(title: str, of: str) -> str:
+    return f"{title} within classes" if of == "within" else f"{title} in class {of}"
 
 
 def own_order(context: Context, group: SymmetryGroup, chosen: Mapping[str, Permutation]) -> np.ndarray:
@@ -164,7 +194,7 @@ def _group(group: SymmetryGroup, matrices: list[dict[str, Any]], organized: Mapp
             "dead": seen.get("dead", []), "modules": seen["modules"], "levels": seen.get("levels", []),
             "partition": seen.get("partition"),
             "orders": seen.get("scores", {}), "chance": seen.get("chance"), "portfolio": seen.get("portfolio"),
-            "policies": seen.get("policies", {}), "activity": seen.get("activity"),
+            "policies": seen.get("policies", {}), "activity": seen.get("activity"), "classes": seen.get("classes"),
             "effective_dimension": seen.get("effective_dimension"),
             "redundancy": _with_removable(seen.get("redundancy"), whatif, group.size),
             "canonical_ties": seen.get("canonical_ties", 0), "nodesort_overflow": seen.get("nodesort_overflow", 0),

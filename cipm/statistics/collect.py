@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 from cipm.errors import InputError, ProbeError
 from cipm.statistics.activity import ActivationRange
+from cipm.statistics.classes import ClassConditional
 from cipm.statistics.covariance import BLOCK_SAMPLES, Covariance
 from cipm.statistics.halves import HalfSplit
 from cipm.statistics.labels import Labelled, Labels, labels_at, with_labels
@@ -27,7 +28,8 @@ class Collected:
     """What was collected at one tap.
 
     `possible` counts the samples that the rows have, `padding` those of them that a mask left out, and
-    `half.samples` those that were kept. `said` is what a person should know of it, in words, and `labels` of its classes.
+    `half.samples` those that were kept. `said` is what a person should know of it, in words, and `labels` of its classes;
+    `classes` holds the covariance of every class over all kept samples, where that was asked for.
     """
 
     half: HalfSplit
@@ -36,12 +38,13 @@ class Collected:
     padding: int
     said: tuple[str, ...]
     labels: Labelled = Labelled()
+    classes: ClassConditional | None = None
 
     def merge(self, other: Collected) -> Collected:
         """Return what both shards of the rows gave."""
         return Collected(self.half.merge(other.half), self.profile.merge(other.profile), self.possible + other.possible,
                          self.padding + other.padding, tuple(dict.fromkeys((*self.said, *other.said))),
-                         self.labels.merge(other.labels))
+                         self.labels.merge(other.labels), self.classes and self.classes.merge(other.classes))
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +60,8 @@ class Rows:
 
 def collect(forward: Forward, taps: Sequence[Tap], batches: Iterable[Mapping[str, torch.Tensor]], *, positions: int,
             progress: Callable[[int], None] = lambda rows: None, start: tuple[int, int] = (0, 0), cuts: Sequence[int] = (),
-            labels: np.ndarray | None = None, ranges: Mapping[str, ActivationRange] | None = None) -> dict[Tap, Collected]:
+            labels: np.ndarray | None = None, by_class: Collection[str] = (),
+            ranges: Mapping[str, ActivationRange] | None = None) -> dict[Tap, Collected]:
     """Return the statistics of each tap over all batches, from one forward pass a batch.
 
     `forward(inputs, observe)` runs the model and calls observe[value](activation) for every tapped value. Axis 0 of an
@@ -69,8 +73,9 @@ def collect(forward: Forward, taps: Sequence[Tap], batches: Iterable[Mapping[str
 
     `start` is the (batch, row) that the first batch begins with, for a shard of a probe set; at the rows `cuts` sums
     begin anew, so that shards which begin there merge to the same numbers. `labels` [all rows] or [all rows, positions…] are
-    classes (negative: none), `ranges` the values that an activation can take, by the name of the value. Labels of positions
-    are used at activations that have these positions; of the others `Collected.labels` says why they are not.
+    classes (negative: none), `by_class` the keys of the taps whose covariances are gathered class by class as well, `ranges`
+    the values that an activation can take, by the name of the value. Labels of positions are used at activations that have
+    these positions; of the others `Collected.labels` says why they are not.
 
     The result is keyed by the taps themselves (by identity; taps of the same value, axis and index share one). Raises
     ProbeError where an activation is not finite, naming the value, row and unit, or where there are no rows.
@@ -78,7 +83,8 @@ def collect(forward: Forward, taps: Sequence[Tap], batches: Iterable[Mapping[str
     classes = 0 if labels is None else int(labels.max(initial=-1)) + 1
     streams: dict[Any, _Stream] = {}
     by_tap = {tap: streams.setdefault((tap.value, tap.axis, tap.outer, tap.index.shape, tap.index.tobytes()),
-                                      _Stream(tap, positions, classes, (ranges or {}).get(tap.value, ActivationRange())))
+                                      _Stream(tap, positions, classes, (ranges or {}).get(tap.value, ActivationRange()),
+                                              classes > 0 and tap.key in by_class))
               for tap in taps}
     (batch, row), first = start, start[1]
     here: list[Rows] = []
@@ -117,6 +123,7 @@ class _Stream:
     positions: int
     classes: int
     range: ActivationRange
+    by_class: bool
     halves: list[Covariance] = field(default_factory=list)
     held: list[list[tuple[torch.Tensor, np.ndarray]]] = field(default_factory=lambda: [[], []])
     layouts: dict[tuple[int, ...], Layout] = field(default_factory=dict)
@@ -130,6 +137,7 @@ class _Stream:
         units = len(self.tap.index)
         self.halves = [Covariance.create(units, threads="torch") for _ in range(2)]
         self.profile = Profile.create(units, range=self.range, classes=self.classes)
+        self.each = ClassConditional.create(units, self.classes) if self.by_class else None
 
     def add(self, activation: torch.Tensor, rows: Rows) -> None:
         """Add the samples of one batch."""
@@ -176,7 +184,7 @@ class _Stream:
             raise ProbeError("The probe set has no rows.", where=self.tap.value)
         self._flush()
         return Collected(HalfSplit(self.halves[0], self.halves[1], self.rows), self.profile, self.possible, self.padding,
-                         tuple(self.said), self.labels)
+                         tuple(self.said), self.labels, self.each)
 
     def _add(self, half: int, x: torch.Tensor, layout: Layout, numbers: np.ndarray, labels: np.ndarray | None) -> _Told | None:
         """Add the samples of whole rows with these numbers; return what they tell of units, unless they have none."""
@@ -186,12 +194,13 @@ class _Stream:
             return None
         single = samples[torch.arange(len(x)), torch.from_numpy(_turning(numbers, kept))]
         own = samples.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
-        flat, means = samples.reshape(-1, samples.shape[2]), None
+        flat, means, known = samples.reshape(-1, samples.shape[2]), None, None
         if labels is not None and labels.ndim > 1:
-            means, labels = with_labels(flat, labels_at(labels, layout, slice(None), layout.chosen), copy=own)
+            known = labels_at(labels, layout, slice(None), layout.chosen)
+            means, labels = with_labels(flat, known, copy=own)
         elif labels is not None:
-            means = (samples.mean(dim=1) if kept > 1 else single).double().cpu().numpy()
-        self._take(half, flat, np.repeat(numbers, kept) if x.is_cuda else (numbers, kept), own)
+            known, means = np.repeat(labels, kept), (samples.mean(dim=1) if kept > 1 else single).double().cpu().numpy()
+        self._take(half, flat, np.repeat(numbers, kept) if x.is_cuda else (numbers, kept), own, known)
         return _Told(single, means, labels)
 
     def _add_real(self, half: int, x: torch.Tensor, mask: np.ndarray, layout: Layout, numbers: np.ndarray,
@@ -204,14 +213,16 @@ class _Stream:
         samples = layout.at(x, row, chosen)
         there, begin, count = np.unique(row, return_index=True, return_counts=True)
         single = samples[torch.from_numpy(begin + _turning(numbers[there], count))]
-        means = None
+        means = known = None
         if labels is not None and labels.ndim > 1:
-            means, labels = with_labels(samples, labels_at(labels, layout, row, chosen), copy=True)
+            known = labels_at(labels, layout, row, chosen)
+            means, labels = with_labels(samples, known, copy=True)
         elif labels is not None:
+            known = labels[row]
             sums = samples.new_zeros((len(there), samples.shape[1]))
             sums.index_add_(0, torch.from_numpy(np.repeat(np.arange(len(there)), count)).to(samples.device), samples)
             means, labels = sums.double().cpu().numpy() / count[:, None], labels[there]
-        self._take(half, samples, numbers[row], True)
+        self._take(half, samples, numbers[row], True, known)
         return _Told(single, means, labels)
 
     def _describe(self, told: list[_Told]) -> None:
@@ -225,11 +236,21 @@ class _Stream:
             self._flush()  # which names the row
             raise
 
-    def _take(self, half: int, x: torch.Tensor, rows: Any, own: bool) -> None:
-        """Add samples, or hold them back on a device; `own`: nobody else reads them, so that they may be overwritten."""
+    def _take(self, half: int, x: torch.Tensor, rows: Any, own: bool, labels: np.ndarray | None) -> None:
+        """Add samples, of these classes, or hold them back on a device; `own`: nobody else reads them, so that they may be
+        overwritten."""
         self.held[half].append((x, rows))
+        if self.each is not None and labels is not None:
+            self._take_by_class(half, x, labels)
         if not x.is_cuda or sum(len(part) for part, _ in self.held[half]) >= 2 * BLOCK_SAMPLES:
             self._flush(half, own=own)
+
+    def _take_by_class(self, half: int, x: torch.Tensor, labels: np.ndarray) -> None:
+        try:
+            self.each = self.each.update(*with_labels(x, labels, copy=False))
+        except InputError:
+            self._flush(half)  # which names the row
+            raise
 
     def _flush(self, *halves: int, own: bool = False) -> None:
         for half in halves or (0, 1):

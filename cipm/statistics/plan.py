@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from cipm.statistics.centring import chunk_rows
@@ -42,12 +42,15 @@ class CollectionPlan:
                        "collect them." if left else "")
 
 
-def plan_collection(taps: Sequence[Tap], *, memory: int, classes: int = 0, itemsize: int = 4) -> CollectionPlan:
+def plan_collection(taps: Sequence[Tap], *, memory: int, classes: int = 0, itemsize: int = 4,
+                    by_class: Collection[str] = ()) -> CollectionPlan:
     """Return the fewest passes that first-fit by falling size finds; within a pass taps keep their order.
 
-    `memory` is in bytes, `itemsize` the bytes of one activation value. A tap that does not fit alone is left out.
+    `memory` is in bytes, `itemsize` the bytes of one activation value, `by_class` holds the keys of the taps whose covariances
+    are gathered class by class as well. A tap that does not fit alone is left out.
     """
-    sizes = {tap: tap_bytes(len(tap.index), classes=classes, itemsize=itemsize) for tap in taps}
+    sizes = {tap: tap_bytes(len(tap.index), classes=classes, itemsize=itemsize)
+             + class_bytes(len(tap.index), classes) * (tap.key in by_class) for tap in taps}
     bins: list[list[Tap]] = []
     for tap in sorted((tap for tap in taps if sizes[tap] <= memory), key=lambda tap: -sizes[tap]):
         room = next((one for one in bins if sum(sizes[t] for t in one) + sizes[tap] <= memory), None)
@@ -63,6 +66,11 @@ def tap_bytes(units: int, *, classes: int = 0, itemsize: int = 4) -> int:
     of products and a buffer each) and a profile."""
     half = (8 + itemsize) * triangle_words(units) + itemsize * chunk_rows(units) * units
     return 2 * half + 8 * units * (BINS + classes + 32)
+
+
+def class_bytes(units: int, classes: int) -> int:
+    """Return the bytes of the covariances of so many classes."""
+    return 8 * classes * units**2
 
 
 def _mib(size: int) -> str:

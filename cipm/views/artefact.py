@@ -35,15 +35,18 @@ class AxisMeta:
 
 
 def write_matrix(folder: Path, name: str, matrix: np.ndarray, *, title: str, rows: AxisMeta,
-                 cols: AxisMeta) -> dict[str, Any]:
-    """Write a 2-D array [r, c] as float32 with its summary, and return the summary."""
+                 cols: AxisMeta, index: str | None = None) -> dict[str, Any]:
+    """Write a 2-D array [r, c] as float32 with its summary, and return the summary.
+
+    `index` names another matrix with the same axes, whose index vectors this one is shown by too (default: its own).
+    """
     array = np.ascontiguousarray(matrix, dtype=np.float32)
     assert array.ndim == 2 and array.size
     target = folder / "matrices"
     target.mkdir(parents=True, exist_ok=True)
     np.save(target / f"{name}.npy", array)
     meta = {"id": name, "title": title, "shape": list(array.shape), **summary(array),
-            "rows": rows.to_json(), "cols": cols.to_json()}
+            "rows": rows.to_json(), "cols": cols.to_json(), **({"index": index} if index else {})}
     (target / f"{name}.json").write_text(json.dumps(meta))
     return meta
 
@@ -101,7 +104,7 @@ class MatrixFiles:
         if order == ORIGINAL:
             rows, cols = self.array().shape
             return np.arange(rows, dtype=np.int32), np.arange(cols, dtype=np.int32)
-        path = self.folder / "index" / order / f"{self.name}.npz"
+        path = self.folder / "index" / order / f"{self._index}.npz"
         if not _plain(order) or not path.is_file():
             raise NotFound(f"Matrix {self.name} has no order {order!r}; it has {', '.join(self.orders())}.",
                            where="order")
@@ -110,8 +113,13 @@ class MatrixFiles:
 
     def orders(self) -> list[str]:
         """Return the names of the orders in which this matrix can be shown."""
-        found = sorted(path.parent.name for path in (self.folder / "index").glob(f"*/{self.name}.npz"))
+        found = sorted(path.parent.name for path in (self.folder / "index").glob(f"*/{self._index}.npz"))
         return [ORIGINAL, *(name for name in found if name != ORIGINAL)]
+
+    @property
+    def _index(self) -> str:
+        """Return the name of the matrix by whose index vectors this one is shown."""
+        return self.meta().get("index", self.name)
 
     def axes(self, order: str) -> dict[str, dict[str, Any]]:
         """Return, for rows and cols as shown in `order`: axis, blocks, ids (unit per position) and modules or None."""

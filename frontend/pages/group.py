@@ -43,16 +43,19 @@ def _head(group: Json, view: vm.View, page: Json) -> Component:
              if group.get("proved") else badge("not proved", "warn", "No certificate covers this group"),
              dcc.Link("in the graph", href=sm.symmetry_address(page, group=group["name"]),
                       title="Where it stands in the model")]
-    viewing = view.tab in ("correlation", "weights") and orders
-    tools = [choice("order", {name: gw.ORDER_WORDS.get(name, name) for name in orders}, orders[0], "Order of the units"),
-             choice("show", {"original": "Original", "reordered": "Reordered", "both": "Side by side"}, "reordered",
-                    "What to show", "Key o: original or reordered"),
-             choice("stat", {"mean": "Mean", "maxabs": "Max |x|"}, "mean", "Zoomed out, a cell shows",
-                    "What a cell shows where it stands for several entries"),
-             html.Button("Show all", type="button", className="cipm-button subtle", **{"data-zoom-all": "1"})]
+    tools = _tools(orders) if view.tab in vm.KINDS and orders else None
     return html.Header([html.Div([html.H2(group["name"]), html.Span(size, className="group-size"), *marks],
                                  className="group-title"),
-                        html.Div(tools if viewing else None, className="toolbar")], className="group-head")
+                        html.Div(tools, className="toolbar")], className="group-head")
+
+
+def _tools(orders: list[str]) -> list[Component]:
+    return [choice("order", {name: gw.ORDER_WORDS.get(name, name) for name in orders}, orders[0], "Order of the units"),
+            choice("show", {"original": "Original", "reordered": "Reordered", "both": "Side by side"}, "reordered",
+                   "What to show", "Key o: original or reordered"),
+            choice("stat", {"mean": "Mean", "maxabs": "Max |x|"}, "mean", "Zoomed out, a cell shows",
+                   "What a cell shows where it stands for several entries"),
+            html.Button("Show all", type="button", className="cipm-button subtle", **{"data-zoom-all": "1"})]
 
 
 def _main(report: Json, group: Json, view: vm.View, page: Json) -> Any:
@@ -62,19 +65,20 @@ def _main(report: Json, group: Json, view: vm.View, page: Json) -> Any:
         return whatif.panel(group, report.get("baseline") or {}, page)
     if view.tab == "orders":
         return _orders(report, group)
+    if view.tab == "classes":
+        return _classes(report, group, view, page)
     return _matrices(report, group, view, page)
 
 
 # ---------------------------------------------------------------- matrices
 def _matrices(report: Json, group: Json, view: vm.View, page: Json) -> Any:
-    kind = "correlation" if view.tab == "correlation" else "weight"
-    matrices = vm.matrices_of(report, group, kind)
+    matrices = vm.matrices_of(report, group, vm.KINDS[view.tab])
     matrix = vm.choose_matrix(matrices, view.matrix)
     if matrix is None:
-        what = "correlation matrix" if kind == "correlation" else "weight matrix"
+        what = "correlation matrix" if view.tab == "correlation" else "weight matrix"
         return empty(f"No {what} for this group", group.get("unavailable") or "Nothing reads this group's activations.")
     chooser = html.Div(dmc.Select(
-        id=Analysis.MATRIX, data=[{"value": m["id"], "label": m["title"]} for m in matrices], value=matrix["id"],
+        id=Analysis.MATRIX, data=[{"value": m["id"], "label": vm.matrix_words(m)} for m in matrices], value=matrix["id"],
         searchable=len(matrices) > 8, allowDeselect=False, size="xs", w=320, **{"aria-label": "Matrix"}),
         className="matrix-choice")
     return [chooser if len(matrices) > 1 else None, _panes(matrix, group, page)]
@@ -89,7 +93,21 @@ def _panes(matrix: Json, group: Json, page: Json) -> Component:
 def _pane(matrix: Json, pane: str, orders: list[str], page: Json) -> Heatmap:
     return Heatmap(id=f"heatmap-{pane}", src=f"/api/analyses/{page['id']}/matrices/{matrix['id']}", share=page.get("share"),
                    kind=matrix["kind"], pane=pane, order=orders[0] if orders else "original", orders=orders,
-                   caption="Correlation" if matrix["kind"] == "correlation" else matrix["title"])
+                   caption=", ".join(filter(None, ("Correlation", vm.class_words(matrix))))
+                   if matrix["kind"] == "correlation" else matrix["title"])
+
+
+# ---------------------------------------------------------------- classes
+def _classes(report: Json, group: Json, view: vm.View, page: Json) -> Any:
+    rows, notes = gw.class_rows(group), gw.class_notes(group)
+    if not rows:
+        return empty("Nothing by class for this group", *notes)
+    head = html.Tr([html.Th("Class"), html.Th("Samples"), html.Th("Units", title="Units that are most active in this class"),
+                    html.Th("Clearest units", title="In brackets the share of the unit's variance that the class explains")])
+    lines = [html.Tr([html.Th(str(row.label), scope="row"), html.Td(words.integer(row.samples)),
+                      html.Td(words.integer(row.units)), html.Td(row.clearest or words.NONE)]) for row in rows]
+    return [html.Ul([html.Li(note) for note in notes], className="quiet"), *_matrices(report, group, view, page),
+            html.Div(html.Table([html.Thead(head), html.Tbody(lines)], className="scores"), className="wide-table")]
 
 
 # ---------------------------------------------------------------- modules

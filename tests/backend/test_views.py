@@ -136,6 +136,9 @@ def test_files_round_trip_and_axes_follow_the_order(tmp_path):
     axes = files.axes("spectral")
     assert axes["rows"] == {"axis": "hidden", "blocks": 1, "ids": [2, 0, 1], "modules": [6, 5, -1]}
     assert axes["cols"] == {"axis": "conv:1", "blocks": 2, "ids": [1, 1, 0, 0], "modules": None}
+    write_matrix(tmp_path, "m0-3", matrix + 1, title="of a class", rows=AxisMeta("hidden"), cols=AxisMeta("conv:1"), index="m0")
+    like = MatrixFiles(tmp_path, "m0-3")
+    assert like.orders() == files.orders() and like.index("spectral")[0].tolist() == [2, 0, 1]
 
 
 @pytest.mark.parametrize("name", ["", "..", "../m0", "m1", "/etc/passwd", "a\0b", ".hidden"])

@@ -75,6 +75,13 @@ def test_analyze_writes_the_report_and_the_arrays(analysis):
     for name in ("canonical", "modules", "nodesort", "random", "spectral"):
         assert sorted(np.load(analysis / group["name"] / "orders" / f"{name}.npy")) == list(range(24))
         assert {"banded_anti_robinson", "path", "block_contrast"} <= group["orders"][name]["held_out"].keys()
+    classes = analysis / group["name"] / "classes"
+    assert np.load(classes / "means.npy").shape == (10, 24) and np.load(classes / "within.npy").shape == (24, 24)
+    by_class = {m["class"]: m for m in report["matrices"] if m.get("class") and group["name"] in m["groups"]["rows"]}
+    assert set(by_class) == {path.stem for path in classes.iterdir()} - {"means"} == set(group["classes"]["samples"])
+    assert sum(m["samples"] for name, m in by_class.items() if name != "within") == by_class["within"]["samples"] == 400
+    means = [m for m in report["matrices"] if m["kind"] == "classes"]
+    assert [m["shape"] for m in means] == [[24, 10], [16, 10]] and means[0]["id"] in group["matrices"]
     what = group["whatif"]
     assert len(what["keep"]) == len(what["predicted"]) == len(what["parameters"]) == 25
     assert [m["keep"] for m in what["measured"]] == [2, 14] and what["measured"][0]["accuracy"] is not None

@@ -11,8 +11,15 @@ from torch import nn
 
 from cipm.options import parse_options
 from cipm.pipeline import RUN, run_job
-from cipm.pipeline.activity import activity_facts, class_labels, class_means, why_no_classes
-from cipm.pipeline.collecting import collection_facts, collection_plan, read_statistics, shard_ranges, why_not_collected
+from cipm.pipeline.activity import activity_facts, class_correlations, class_labels, class_means, why_no_classes
+from cipm.pipeline.collecting import (
+    collection_facts,
+    collection_plan,
+    read_statistics,
+    shard_ranges,
+    why_not_by_class,
+    why_not_collected,
+)
 from cipm.pipeline.context import Context
 from cipm.testing.models import save_pt2
 from cipm.testing.networks import as_checkpoint
@@ -118,6 +125,9 @@ def test_shards_give_what_the_whole_gives(ready, tmp_path):
         a, b, c = (read_statistics(context).profile(key) for context in (whole, here, rest))
         assert np.array_equal(a.histogram.counts, b.histogram.counts) and np.array_equal(a.histogram.counts, c.histogram.counts)
         np.testing.assert_allclose(b.classes.means, a.classes.means, rtol=1e-12)
+        a, b, c = (read_statistics(context).by_class(key) for context in (whole, here, rest))
+        assert np.array_equal(b.scatter, c.scatter) and np.array_equal(a.counts, c.counts)
+        np.testing.assert_allclose(b.within_correlation(), a.within_correlation(), rtol=0, atol=1e-12)
     assert collection_facts(rest)["shards"] == 3
     assert collection_facts(rest)["taps"] == collection_facts(whole)["taps"]
 
@@ -160,6 +170,33 @@ def test_what_each_unit_does_by_itself(ready, tmp_path):
     between = np.bincount(labels) @ np.square(means - x.mean(axis=0))
     np.testing.assert_allclose(gate["classes"]["selectivity"], between / (x.var(axis=0) * ROWS), rtol=1e-4)
     assert gate["classes"]["preferred"] == means.argmax(axis=0).tolist() and gate["classes"]["rows"] == ROWS
+
+
+def test_correlations_class_by_class_are_those_of_the_rows_of_the_class(ready, tmp_path):
+    context = collected(ready(), tmp_path / "classes")
+    statistics, labels = read_statistics(context), context.probe.labels.numpy()
+    tap = next(tap for one in collection_plan(context).passes for tap in one.taps if len(tap.index) == 60)
+    x = activation(context.checkpoint, context.probe.inputs, tap)
+    found = class_correlations(statistics, tap)
+    assert {name: samples for name, (_, samples) in found.items()} == {
+        "within": ROWS, **{str(label): count for label, count in enumerate(np.bincount(labels))}}
+    for label in range(3):
+        np.testing.assert_allclose(found[str(label)][0], np.corrcoef(x[labels == label].T), atol=1e-4)
+    apart = x - np.stack([x[labels == k].mean(axis=0) for k in range(3)])[labels]
+    np.testing.assert_allclose(found["within"][0], np.corrcoef(apart.T), atol=1e-4)
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"class_correlations": 2}, "take 2.06 MiB here, more than class_correlations = 2."), ({"class_correlations": 0}, "= 0."),
+    ({"statistics_memory": 5}, "do not fit into statistics_memory = 5."), ({}, None)])
+def test_where_correlations_class_by_class_do_not_fit_there_are_none_and_it_is_said(ready, tmp_path, options, words):
+    context = collected(ready(**options), tmp_path / "some")
+    statistics = read_statistics(context)
+    tap = next(tap for one in collection_plan(context).passes for tap in one.taps if len(tap.index) == 300)
+    said = why_not_by_class(context, 300)
+    assert said is None if words is None else words in said
+    assert bool(class_correlations(statistics, tap)) == (words is None) and class_means(statistics, tap).shape == (3, 300)
+    assert all(p["bytes"] <= context.options.statistics_memory * 2**20 for p in collection_facts(context)["passes"])
 
 
 def activation(checkpoint, inputs, tap):

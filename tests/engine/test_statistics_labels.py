@@ -31,7 +31,8 @@ def seen(inputs, observe):
 def gather(x, labels, tap, *, size: int = 7, positions: int = 0, first: int = 0, forward=seen, **inputs):
     """Collect at one tap over batches of `size` rows; labels belong to all rows, the others to those from `first`."""
     parts = [{name: value[i:i + size] for name, value in {"x": x, **inputs}.items()} for i in range(0, len(x), size)]
-    return collect(forward, [tap], parts, positions=positions, labels=labels, start=(first // size, first))[tap]
+    return collect(forward, [tap], parts, positions=positions, labels=labels, start=(first // size, first),
+                   by_class=[tap.key])[tap]
 
 
 def by_class(samples: np.ndarray, labels: np.ndarray):
@@ -47,6 +48,11 @@ def assert_equal(found, samples: np.ndarray, labels: np.ndarray) -> None:
     assert found.labels.of == "positions" and found.labels.words == () and classes.counts.tolist() == counts.tolist()
     np.testing.assert_allclose(classes.means, means, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(classes.within, within, rtol=1e-10)
+    each = found.classes
+    assert each.counts.tolist() == counts.tolist()
+    np.testing.assert_allclose(each.means, means, rtol=1e-12, atol=1e-12)
+    for label in np.flatnonzero(counts > 1):
+        np.testing.assert_allclose(each.correlation_of(label), np.corrcoef(samples[labels == label].T), rtol=0, atol=1e-12)
 
 
 @pytest.fixture
@@ -129,6 +135,24 @@ def test_shards_merge_to_the_same_in_any_order(data, positions):
     assert np.array_equal(merged.profile.classes.counts, whole.profile.classes.counts)
     np.testing.assert_allclose(merged.profile.classes.means, whole.profile.classes.means, rtol=1e-12)
     np.testing.assert_allclose(merged.profile.classes.within, whole.profile.classes.within, rtol=1e-12)
+    np.testing.assert_allclose(merged.classes.within_correlation(), whole.classes.within_correlation(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_labels_of_rows_count_for_every_kept_position_in_the_correlation_of_a_class(padded):
+    """A row of no class counts for none, a masked position neither."""
+    rng = np.random.default_rng(2)
+    x = torch.from_numpy(rng.standard_normal((ROWS, 8, UNITS)).astype(np.float32))
+    labels = rng.integers(-1, 2, ROWS)
+    lengths = rng.integers(0, 9, ROWS) if padded else np.full(ROWS, 8)
+    real = np.arange(8) < lengths[:, None]
+    mask = {"attention_mask": torch.from_numpy(real.astype(np.int64))} if padded else {}
+    found = gather(x, labels, Tap("v", 2, PLAIN, ()), **mask)
+    assert found.labels.of == "rows" and found.profile.classes.counts.sum() <= (labels >= 0).sum()
+    for label in (0, 1):
+        mine = x.numpy()[labels == label][real[labels == label]].astype(float)
+        assert found.classes.counts[label] == len(mine)
+        np.testing.assert_allclose(found.classes.correlation_of(label), np.corrcoef(mine.T), rtol=0, atol=1e-12)
 
 
 def test_one_label_for_each_row_in_more_axes_is_a_label_of_the_row(data):
@@ -211,6 +235,9 @@ def test_the_stages_use_labels_of_positions_and_say_where_they_cannot(tmp_path):
     shown = preferred[chosen][preferred[chosen] >= 0]
     assert sorted(chosen.tolist()) == list(range(12)) and (np.diff(shown) >= 0).all()
     assert not (orders / names[7] / "selectivity.npy").exists()
+    assert organized["groups"][names[7]]["classes"] is None
+    assert organized["groups"][names[12]]["classes"]["samples"] == {
+        "within": known, **{str(k): int((labels == k).sum()) for k in range(3)}}
     notes = " ".join(collection_notes(context))
     assert "the class of each of 6 positions" in notes and "the labels of a row name 6 positions" in notes
     assert json.dumps(organized, allow_nan=False)

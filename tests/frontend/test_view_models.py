@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from frontend import figures, options_form, words
 from frontend import group_words as gw
 from frontend import view_models as vm
+from frontend.pages import group as panels
 
 
 def group(name: str, parent: str | None = None, **fields: Any) -> dict[str, Any]:
@@ -50,6 +51,49 @@ def test_matrices_of_one_kind_and_the_chosen_one() -> None:
     weights = vm.matrices_of(report, group("g", matrices=["w1", "c"]), "weight")
     assert [matrix["id"] for matrix in weights] == ["w1"]
     assert vm.choose_matrix(weights, "unknown") == weights[0] and vm.choose_matrix([], None) is None
+
+
+def test_correlations_are_called_by_their_samples() -> None:
+    matrices = [{"id": "c", "kind": "correlation", "title": "correlation of fc"},
+                {"id": "c-within", "kind": "correlation", "class": "within", "samples": 1437},
+                {"id": "c-3", "kind": "correlation", "class": "3", "samples": 1},
+                {"id": "w", "kind": "weight", "title": "fc.weight"}]
+    assert [vm.matrix_words(matrix) for matrix in matrices] == [
+        "All rows", "Within classes \u00b7 1\u202f437 samples", "Class 3 \u00b7 1 sample", "fc.weight"]
+
+
+def by_class() -> dict[str, Any]:
+    classes = {"labels": [0, 2], "sizes": [30, 12], "selectivity": [0.1, 0.9, 0.5, 0.4], "preferred": [2, 2, 2, 2],
+               "of": "rows", "samples": 42, "chance": 0.024}
+    return group("fc", activity={"classes": classes, "classes_words": []}, matrices=["c", "c-2", "m"], orders={"modules": {}},
+                 classes={"samples": {"2": 12}, "words": None})
+
+
+def test_classes_list_their_clearest_units() -> None:
+    clearest = "1 (0.90), 2 (0.50), 3 (0.40), 0 (0.10)"
+    assert gw.class_rows(by_class()) == [gw.ClassRow(0, 30, 0, ""), gw.ClassRow(2, 12, 4, clearest)]
+    notes = gw.class_notes(by_class())
+    assert "over 42 labelled rows" in notes[0] and "50.0\u202f% of the variance" in notes[1]
+    assert "chosen under Correlation" in notes[2]
+    none = group("fc", activity={"classes": None, "classes_words": ["Labels are numbers."]})
+    assert (gw.class_rows(none), gw.class_notes(none)) == ([], ["Labels are numbers."])
+    assert gw.class_notes(group("fc")) == ["The probe data has no labels that name classes."]
+
+
+@pytest.mark.parametrize("tab, asked, shown, said", [
+    ("correlation", None, "c", ["Correlation"]),
+    ("correlation", "c-2", "c-2", ["Correlation, Class 2", "All rows", "Class 2 \u00b7 12"]),
+    ("classes", "c-2", "m", ["class means of fc", "1 (0.90)", "over 42 labelled rows"])])
+def test_the_panel_shows_correlations_of_a_class_and_class_means(tab: str, asked: str | None, shown: str,
+                                                                 said: list[str]) -> None:
+    matrices = [{"id": "c", "kind": "correlation", "title": "correlation of fc"}, {"id": "m", "kind": "classes",
+                "title": "class means of fc"}, {"id": "c-2", "kind": "correlation", "class": "2", "samples": 12}]
+    page = {"id": "a1", "share": None, "read_only": True}
+    panel = panels.panel({"groups": [by_class()], "matrices": matrices}, vm.View("fc", tab, asked), page, [])
+    drawn = panel.to_plotly_json()
+    assert f"/api/analyses/a1/matrices/{shown}'" in str(drawn) and all(text in str(drawn) for text in said)
+    empty = panels.panel({"groups": [group("fc")]}, vm.View("fc", "classes", None), page, [])
+    assert "The probe data has no labels" in str(empty.to_plotly_json())
 
 
 def test_orders_begin_with_modules_and_leave_the_original_out() -> None:
