@@ -30,7 +30,7 @@ SEGMENT_ROWS, MOST_SEGMENTS = 2048, 64
 
 STAGES: dict[str, Stage] = {
     "open": Stage(5, (MODEL,)),
-    "discover": Stage(8, ("open",), ("seed", "proof_draws")),
+    "discover": Stage(9, ("open",), ("seed", "proof_draws")),
     "probe": Stage(2, (PROBE, "open"), ("max_rows",)),
     "shard": Stage(4, ("open", "discover", "probe"), COLLECTING, ("shard",)),
     "collect": Stage(6, ("open", "discover", "probe"), COLLECTING),

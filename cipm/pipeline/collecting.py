@@ -18,7 +18,7 @@ from cipm.stages import segments, shard_rows
 from cipm.statistics.collect import Collected, collect
 from cipm.statistics.plan import MIB, CollectionPlan, class_bytes, plan_collection, tap_bytes
 from cipm.statistics.sampling import EVERY_POSITION
-from cipm.symmetry import SymmetryGroup, Tap
+from cipm.symmetry import CHOSEN_WORDS, SymmetryGroup, Tap
 from cipm.trace import run
 
 __all__ = ["Statistics", "StoredStatistics", "carried_by", "collect_shard", "collect_statistics", "collection_facts",
@@ -119,7 +119,9 @@ def collection_notes(context: Context) -> list[str]:
     facts = collection_facts(context)
     said = [text for tap in facts["taps"]
             for text in (tap["positions"]["words"], *tap["padding"]["words"], *tap["labels"]["words"])]
-    return [facts["words"], *(text for text in dict.fromkeys(said) if text != EVERY_POSITION), *_label_notes(context)]
+    chosen = any(tap.chosen for group in context.symmetry.groups if group.proved for tap in group.taps)
+    return [facts["words"], *(text for text in dict.fromkeys(said) if text != EVERY_POSITION), *[CHOSEN_WORDS] * chosen,
+            *_label_notes(context)]
 
 
 def _label_notes(context: Context) -> list[str]:

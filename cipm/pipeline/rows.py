@@ -11,7 +11,7 @@ import torch
 from cipm.pipeline.context import Context, batches, fixed_rows
 from cipm.statistics.plan import MIB
 from cipm.statistics.sampling import Layout, Padding, real_samples
-from cipm.symmetry import Tap
+from cipm.symmetry import Tap, observers
 from cipm.trace import run
 
 MOST_ROWS = 2000
@@ -34,8 +34,7 @@ def row_means(context: Context, taps: Sequence[Tap]) -> RowMeans:
     constants = {key: tensor.to(context.device) for key, tensor in context.checkpoint.constants.items()}
     for inputs in _batches(context, chosen):
         padding, count = Padding.of(inputs), next(iter(inputs.values())).shape[0]
-        observe = {value: _observer([tap for tap in taps if tap.value == value], found, padding, count,
-                                    context.options.positions) for value in dict.fromkeys(tap.value for tap in taps)}
+        observe = observers(taps, _taking(found, padding, count, context.options.positions))
         with torch.no_grad():
             run(context.checkpoint.graph, context.tensors, constants, inputs, observe=observe)
     values = {key: torch.cat(parts).numpy() for key, parts in found.items() if parts}
@@ -57,16 +56,14 @@ def _batches(context: Context, chosen: np.ndarray) -> Iterator[dict[str, torch.T
     return batches(some, context.checkpoint, context.options.batch_rows)
 
 
-def _observer(taps: Sequence[Tap], found: dict[str, list[torch.Tensor]], padding: Padding, count: int, positions: int):
-    def observe(value: torch.Tensor) -> None:
-        for tap in taps:
-            x, axis = tap.seen(value)
-            if axis > 0 and x.shape[0] != count and x.shape[0] % count == 0:
-                x, axis = x.unflatten(0, (count, -1)), axis + 1
-            if axis > 0 and x.shape[0] == count:
-                layout = Layout(tuple(x.shape), axis, tap.index, positions)
-                found[tap.key].append(_means(x, layout, padding.about(tuple(x.shape), axis)[0]).float().cpu())
-    return observe
+def _taking(found: dict[str, list[torch.Tensor]], padding: Padding, count: int, positions: int):
+    def take(tap: Tap, x: torch.Tensor, axis: int) -> None:
+        if axis > 0 and x.shape[0] != count and x.shape[0] % count == 0:
+            x, axis = x.unflatten(0, (count, -1)), axis + 1
+        if axis > 0 and x.shape[0] == count:
+            layout = Layout(tuple(x.shape), axis, tap.index, positions)
+            found[tap.key].append(_means(x, layout, padding.about(tuple(x.shape), axis)[0]).float().cpu())
+    return take
 
 
 def _means(x: torch.Tensor, layout: Layout, mask: np.ndarray | None) -> torch.Tensor:

@@ -4,7 +4,7 @@ those of whatever was chosen."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,10 +12,12 @@ import torch
 
 from cipm.rules.labels import Axis, Coded, Value
 from cipm.rules.pointwise import LETTERS
-from cipm.rules.registry import Call, rule
+from cipm.rules.registry import Call, codes_of, find_rule, rule
 from cipm.rules.select import take
+from cipm.trace.graph import Node
 
 CHOSEN = "positions are chosen by the values of an index"
+GATHERS = frozenset(("embedding", "index_select", "gather", "take_along_dim", "index", "_unsafe_index"))
 Term = tuple[Value, str]
 
 
@@ -28,6 +30,12 @@ def units_named(call: Call, index: Value, value: Value, dim: int) -> Value | Non
         call.pin(codes, "their numbers are an index into something else")
     call.hold(value, dim, CHOSEN)
     return None
+
+
+def gathers(node: Node, values: Collection[str]) -> bool:
+    """Tell whether a node gives numbers of one of these values as they are: moved about, or those that an index chooses."""
+    moves = node.op == "getitem" or node.op.split(".")[1] in GATHERS or codes_of(find_rule(node.op)) == "move"
+    return moves and next(iter(node.refs()), None) in values
 
 
 def chosen_by(call: Call, value: Value, index: Value, dim: int) -> Value:

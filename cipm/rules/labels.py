@@ -115,6 +115,17 @@ class LabelBook:
             self.routes[key] = self.mint(rows.size // rows.shape[-1]), rows.reshape(-1, rows.shape[-1])
         return np.expand_dims(self.routes[key][0].reshape(rows.shape[:-1]), dim)
 
+    def chosen(self, labels: Axis) -> tuple[str, np.ndarray] | None:
+        """Return the name of the index that chose all of these labels, and what each of them can be [numbers of the index,
+        labels]; None where they are not all chosen by one."""
+        if not isinstance(labels, np.ndarray) or not labels.size:
+            return None
+        low, high = labels.min(), labels.max()
+        for (index, _), (made, options) in self.routes.items():
+            if made[0] <= low and high <= made[-1]:
+                return index, options[labels.ravel() - made[0]].T
+        return None
+
     def offer(self, labels: Axis, dim: int, blocks: int) -> None:
         """Say that a stored axis is read by itself in each of `blocks` runs of another axis of its tensor."""
         if isinstance(labels, np.ndarray):

@@ -9,6 +9,8 @@ from cipm.rules.reduce import dimensions, drop
 from cipm.rules.registry import Call, rule
 from cipm.rules.select import take
 
+RANKED = "units were ranked along it"
+
 
 @rule("sort", "topk", "argsort", "msort", "argmax", "argmin", "max.dim", "min.dim", "median.dim", "nanmedian.dim", "kthvalue",
       "mode")
@@ -25,7 +27,7 @@ def ranking(call: Call) -> list[list[Axis] | Coded] | list[Axis] | Coded:
     keep = len(call.shape) == len(value.shape)
     axes = drop(call, value, [dim], keep)
     if keep:
-        axes[dim] = call.fixed("units were ranked along it")
+        axes[dim] = call.fixed(RANKED)
     indices = Coded(axes, _codes(value.axes[dim], dim))
     if len(call.shapes) == 1:
         return indices if call.node.op.startswith("aten.arg") else axes

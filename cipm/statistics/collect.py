@@ -17,7 +17,7 @@ from cipm.statistics.halves import HalfSplit
 from cipm.statistics.labels import Labelled, Labels, labels_at, with_labels
 from cipm.statistics.profile import Profile
 from cipm.statistics.sampling import GOLDEN, Layout, Padding, real_samples
-from cipm.symmetry.groups import Tap
+from cipm.symmetry.taps import Tap, observers
 
 Observers = Mapping[str, Callable[[torch.Tensor], None]]
 Forward = Callable[[Mapping[str, torch.Tensor], Observers], Any]
@@ -77,19 +77,19 @@ def collect(forward: Forward, taps: Sequence[Tap], batches: Iterable[Mapping[str
     the values that an activation can take, by the name of the value. Labels of positions are used at activations that have
     these positions; of the others `Collected.labels` says why they are not.
 
-    The result is keyed by the taps themselves (by identity; taps of the same value, axis and index share one). Raises
+    The result is keyed by the taps themselves (by identity; taps of equal keys share one). Raises
     ProbeError where an activation is not finite, naming the value, row and unit, or where there are no rows.
     """
     classes = 0 if labels is None else int(labels.max(initial=-1)) + 1
-    streams: dict[Any, _Stream] = {}
-    by_tap = {tap: streams.setdefault((tap.value, tap.axis, tap.outer, tap.index.shape, tap.index.tobytes()),
-                                      _Stream(tap, positions, classes, (ranges or {}).get(tap.value, ActivationRange()),
-                                              classes > 0 and tap.key in by_class))
+    streams: dict[str, _Stream] = {}
+    by_tap = {tap: streams.setdefault(tap.key, _Stream(tap, positions, classes,
+                                                       (ranges or {}).get(tap.value, ActivationRange()),
+                                                       classes > 0 and tap.key in by_class))
               for tap in taps}
     (batch, row), first = start, start[1]
     here: list[Rows] = []
-    observe = {value: _fan_out([s for s in streams.values() if s.tap.value == value], here)
-               for value in dict.fromkeys(tap.value for tap in taps)}
+    observe = observers([stream.tap for stream in streams.values()],
+                        lambda tap, x, axis: by_tap[tap].add(x.detach(), axis, here[0]))
     for inputs in batches:
         count = next(iter(inputs.values())).shape[0]
         if row in cuts:
@@ -139,9 +139,8 @@ class _Stream:
         self.profile = Profile.create(units, range=self.range, classes=self.classes)
         self.each = ClassConditional.create(units, self.classes) if self.by_class else None
 
-    def add(self, activation: torch.Tensor, rows: Rows) -> None:
-        """Add the samples of one batch."""
-        x, axis = self.tap.seen(activation.detach())
+    def add(self, x: torch.Tensor, axis: int, rows: Rows) -> None:
+        """Add the samples of one batch, an activation with its units on `axis`."""
         merged = axis > 0 and x.shape[0] != rows.count and x.shape[0] % rows.count == 0
         if axis == 0:
             x, axis = x.unsqueeze(0), 1
@@ -279,10 +278,3 @@ class _Stream:
 def _turning(rows: np.ndarray, count: int | np.ndarray) -> np.ndarray:
     """Return for each row one of its `count` samples; which one turns with the number of the row."""
     return np.floor((rows * GOLDEN) % 1 * count).astype(np.int64)
-
-
-def _fan_out(streams: list[_Stream], here: list[Rows]) -> Callable[[torch.Tensor], None]:
-    def observe(activation: torch.Tensor) -> None:
-        for stream in streams:
-            stream.add(activation, here[0])
-    return observe

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cipm.statistics.centring import chunk_rows
 from cipm.statistics.profile import BINS
 from cipm.statistics.triangle import triangle_words
-from cipm.symmetry.groups import Tap
+from cipm.symmetry.taps import Tap
 
 MIB = 2**20
 

@@ -11,12 +11,13 @@ import torch
 
 from cipm.load.checkpoint import Checkpoint
 from cipm.permutation import View
-from cipm.rules import Fixed, Value
-from cipm.symmetry.groups import Pin, Place, Symmetry, SymmetryGroup, Tap
+from cipm.rules import RANKED, Consumer, Fixed, Value
+from cipm.symmetry.groups import Pin, Place, Symmetry, SymmetryGroup
 from cipm.symmetry.probing import probe_notes
 from cipm.symmetry.refine import find_candidates, told_apart
 from cipm.symmetry.shapes import Observed, observe
 from cipm.symmetry.structure import Family, Structure, Table, build_structure, find_families, unique_pairs, unit_places
+from cipm.symmetry.taps import Chosen, Tap
 from cipm.symmetry.unread import without_unread
 from cipm.symmetry.walk import Spot, Walk, example_inputs, walk
 from cipm.trace.graph import Graph
@@ -139,17 +140,15 @@ def _taps(unit_of: np.ndarray, size: int, name: str, walked: Walk, carried: Mapp
 
     `unit_of[label]` is the unit of a label, −1 for none.
     """
-    readers: dict[tuple[str, int], tuple[int | None, np.ndarray, list[tuple[str, int]]]] = {}
+    readers: dict[tuple[str, int], tuple[Tap, list[tuple[str, int]]]] = {}
     owner = walked.owners()
     for consumer in walked.consumers:
         if name not in carried.get(consumer.value.name, (name,)):
             continue
-        outer, index = _index(consumer.value, consumer.axis, unit_of, size)
-        place = _stored_axis(consumer.operand, consumer.operand_axis, owner)
-        if index is not None and place is not None:
-            readers.setdefault((consumer.value.name, consumer.axis), (outer, index, []))[2].append(place)
-    taps = tuple(Tap(value, axis, index, tuple(dict.fromkeys(places)), outer)
-                 for (value, axis), (outer, index, places) in readers.items())
+        tap = _tap(consumer.value, consumer.axis, unit_of, size) or _chosen_tap(consumer, unit_of, size, walked)
+        if tap is not None and (place := _stored_axis(consumer.operand, consumer.operand_axis, walked, owner)):
+            readers.setdefault((consumer.value.name, consumer.axis), (tap, []))[1].append(place)
+    taps = tuple(replace(tap, consumers=tuple(dict.fromkeys(places))) for tap, places in readers.values())
     return taps or _fallback_tap(unit_of, size, [value for value in walked.values if name in carried.get(value.name, ())])
 
 
@@ -157,35 +156,59 @@ def _fallback_tap(unit_of: np.ndarray, size: int, values: Sequence[Value]) -> tu
     deeper = None
     for value in reversed(values):
         for axis in range(len(value.axes)):
-            outer, index = _index(value, axis, unit_of, size)
-            if index is not None and index.shape[1] == 1:
-                tap = Tap(value.name, axis, index, (), outer)
-                if outer is None:
+            tap = _tap(value, axis, unit_of, size)
+            if tap is not None and tap.index.shape[1] == 1:
+                if tap.outer is None:
                     return (tap,)
                 deeper = deeper or tap
     return (deeper,) if deeper else ()
 
 
-def _index(value: Value, axis: int, unit_of: np.ndarray, size: int) -> tuple[int | None, np.ndarray | None]:
-    """Return [units, elements] positions of the units on this axis, or None where they do not all stand there alike.
+def _tap(value: Value, axis: int, unit_of: np.ndarray, size: int) -> Tap | None:
+    """Return the tap of the units on this axis, or None where they do not all stand there alike.
 
-    The first result is an axis on which the units depend too: positions are then those of both, taken as one.
+    Where they depend on another axis too, that is the tap's `outer`: positions are those of both, taken as one.
     """
     labels = value.axes[axis]
     wide = [other for other, n in enumerate(labels.shape) if other != axis and n > 1] if isinstance(labels, np.ndarray) else []
     if not isinstance(labels, np.ndarray) or len(wide) > 1 or labels.shape[axis] != value.shape[axis]:
-        return None, None
+        return None
     outer = wide[0] if wide else None
-    units = unit_of[(labels if outer is None else np.moveaxis(labels, (outer, axis), (-2, -1))).ravel()]
+    index = _index(labels if outer is None else np.moveaxis(labels, (outer, axis), (-2, -1)), unit_of, size)
+    return None if index is None else Tap(value.name, axis, index, (), outer)
+
+
+def _chosen_tap(consumer: Consumer, unit_of: np.ndarray, size: int, walked: Walk) -> Tap | None:
+    """Return the tap of units of slices that an index chooses, where what reads them is gathered by the same index."""
+    value, axis = consumer.value, consumer.axis
+    found = walked.book.chosen(value.axes[axis])
+    read = walked.book.chosen(consumer.operand.axes[consumer.operand_axis])
+    if found is None or read is None or found[0] != read[0] or value.axes[axis].size != value.shape[axis]:
+        return None
+    by, positions = walked.indices[found[0]], np.cumprod([n for i, n in enumerate(value.shape) if i != axis])
+    index = _index(found[1], unit_of, size)
+    if index is None or np.prod(by.shape) not in positions:
+        return None
+    among = tuple(i for i, own in enumerate(by.axes) if isinstance(own, Fixed) and own.reason == RANKED)
+    return Tap(value.name, axis, index, (), None, Chosen(by.name, len(found[1]), among))
+
+
+def _index(labels: np.ndarray, unit_of: np.ndarray, size: int) -> np.ndarray | None:
+    """Return [units, elements] positions of the units among these labels, or None where they do not all stand there alike."""
+    units = unit_of[labels.ravel()]
     counts = np.bincount(units[units >= 0], minlength=size)
     if counts[0] == 0 or (counts != counts[0]).any():
-        return None, None
-    return outer, np.argsort(np.where(units < 0, size, units), kind="stable")[:size * counts[0]].reshape(size, counts[0])
+        return None
+    return np.argsort(np.where(units < 0, size, units), kind="stable")[:size * counts[0]].reshape(size, counts[0])
 
 
-def _stored_axis(operand: Value, axis: int, owner: Mapping[int, tuple[str, int]]) -> tuple[str, int] | None:
+def _stored_axis(operand: Value, axis: int, walked: Walk, owner: Mapping[int, Spot]) -> Spot | None:
+    """Return the stored axis whose labels stand on this axis of a value, as they are or chosen by an index."""
     labels = operand.axes[axis]
-    return owner.get(int(labels.flat[0])) if isinstance(labels, np.ndarray) else None
+    if not isinstance(labels, np.ndarray):
+        return None
+    chosen = walked.book.chosen(labels)
+    return owner.get(int(labels.flat[0] if chosen is None else chosen[1].flat[0]))
 
 
 def _kind(family: Family, structure: Structure, checkpoint: Checkpoint, places: Sequence[Place],
@@ -229,7 +252,7 @@ def _carries(structure: Structure, family: Family) -> bool:
 def _read_axes(walked: Walk) -> set[tuple[str, int]]:
     """Return the stored axes that contractions read."""
     owner = walked.owners()
-    return {place for c in walked.consumers if (place := _stored_axis(c.operand, c.operand_axis, owner)) is not None}
+    return {place for c in walked.consumers if (place := _stored_axis(c.operand, c.operand_axis, walked, owner)) is not None}
 
 
 def _names(structure: Structure, families: Sequence[Family], read: set[tuple[str, int]],

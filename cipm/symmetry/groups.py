@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from cipm.errors import OptionError
 from cipm.permutation import Along, Move, Permutation, Plan, View, compose
 from cipm.symmetry.freedoms import ContinuousSymmetry, freedom_from_json
+from cipm.symmetry.taps import Tap, tap_from_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,40 +57,6 @@ class Place:
         """Return the place as JSON-ready values; `place_from_json` gives it back."""
         view = {} if self.view is None else {"view": {"shape": list(self.view.shape), "axes": list(self.view.axes)}}
         return {"tensor": self.tensor, "axis": self.axis, "length": self.length, "index": self.index.tolist(), **view}
-
-
-@dataclass(frozen=True, eq=False)
-class Tap:
-    """A graph value whose activations represent the group where its consumers read it.
-
-    `value` is the value's name, `axis` the axis of the units, `index` [units, elements] the positions of each unit on
-    it. `consumers` are the (tensor, axis) of the weights that contract over this axis of this value. With `outer`, positions
-    are those of two axes taken as one, `outer` the slower: the units of every expert in [experts, samples, units].
-    """
-
-    value: str
-    axis: int
-    index: np.ndarray
-    consumers: tuple[tuple[str, int], ...]
-    outer: int | None = None
-
-    @property
-    def key(self) -> str:
-        """Name what is observed here, for storage: equal keys see equal samples."""
-        content = np.ascontiguousarray(self.index, dtype=np.int64)
-        axes = self.axis if self.outer is None else f"{self.outer}x{self.axis}"
-        return f"{self.value}@{axes}@{hashlib.sha256(repr(content.shape).encode() + content.tobytes()).hexdigest()[:16]}"
-
-    def seen(self, activation: torch.Tensor) -> tuple[torch.Tensor, int]:
-        """Return the activation with its units on one axis, and that axis."""
-        if self.outer is None:
-            return activation, self.axis % activation.ndim
-        return activation.movedim((self.outer, self.axis), (-2, -1)).flatten(-2), activation.ndim - 2
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the tap as JSON-ready values; `tap_from_json` gives it back."""
-        return {"value": self.value, "axis": self.axis, "index": self.index.tolist(),
-                "consumers": [list(c) for c in self.consumers], **({} if self.outer is None else {"outer": self.outer})}
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,12 +209,6 @@ def place_from_json(payload: Mapping[str, Any]) -> Place:
     view = payload.get("view")
     return Place(payload["tensor"], payload["axis"], payload["length"], np.asarray(payload["index"]),
                  View(tuple(view["shape"]), tuple(view["axes"])) if view else None)
-
-
-def tap_from_json(payload: Mapping[str, Any]) -> Tap:
-    """Rebuild a Tap from its `to_json`."""
-    return Tap(payload["value"], payload["axis"], np.asarray(payload["index"]),
-               tuple((key, axis) for key, axis in payload["consumers"]), payload.get("outer"))
 
 
 def symmetry_from_json(payload: Mapping[str, Any]) -> Symmetry:

@@ -11,7 +11,8 @@ import torch
 
 from cipm.load.checkpoint import LazyTensors, metas_of
 from cipm.permutation import View
-from cipm.symmetry.groups import Place, SymmetryGroup, Tap
+from cipm.symmetry.groups import Place, SymmetryGroup
+from cipm.symmetry.taps import Tap
 
 
 def lined_up(groups: Sequence[SymmetryGroup],

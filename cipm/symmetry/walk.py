@@ -13,7 +13,7 @@ import torch
 
 from cipm.load.checkpoint import Checkpoint
 from cipm.permutation import View
-from cipm.rules import FREE, Consumer, Fixed, LabelBook, Value
+from cipm.rules import FREE, Consumer, Fixed, LabelBook, Value, gathers
 from cipm.symmetry.apply import apply_rule
 from cipm.symmetry.shapes import Observed, observe
 from cipm.trace.graph import Graph, Input, Node
@@ -38,7 +38,8 @@ class Summed:
 class Walk:
     """What the walk learned: the facts, the labels of every stored axis, who reads what, and the values computed.
 
-    An axis with a view has labels [outer, size of the axis]: others for every position of the view's other axes.
+    An axis with a view has labels [outer, size of the axis]: others for every position of the view's other axes. `indices`
+    are the values whose numbers choose units of slices.
     """
 
     book: LabelBook
@@ -47,6 +48,7 @@ class Walk:
     values: tuple[Value, ...]
     views: Mapping[Spot, View] = field(default_factory=dict)
     summed: frozenset[Summed] = frozenset()
+    indices: Mapping[str, Value] = field(default_factory=dict)
 
     def owners(self) -> dict[int, Spot]:
         """Return the stored axis of each first label."""
@@ -143,20 +145,31 @@ def walk(checkpoint: Checkpoint, inputs: Mapping[str, torch.Tensor], *, views: M
             book.pin(axis, Fixed("output", ref.name, "it is an axis of the model's output, which keeps its order"))
     made = (values[node.name] for node in graph.nodes if node.name not in contents)
     found = tuple(value for value in made if isinstance(value, Value))
-    walked = Walk(book, atoms, tuple(_reading_weights(graph, consumers)), found, views)
+    indices = {name: values[name] for name, _ in book.routes}
+    walked = Walk(book, atoms, tuple(_reading_weights(graph, book, consumers)), found, views, indices=indices)
     return replace(walked, summed=_summed(consumers, walked.owners()))
 
 
-def _reading_weights(graph: Graph, consumers: Sequence[Consumer]) -> Iterator[Consumer]:
-    """Yield the contractions of an activation with a weight; two activations (queries and keys) are none."""
-    driven = {i.name for i in graph.inputs}
+def _reading_weights(graph: Graph, book: LabelBook, consumers: Sequence[Consumer]) -> Iterator[Consumer]:
+    """Yield the contractions of an activation with a weight, or with the weights of slices that an index chose; two activations
+    (queries and keys) are none."""
+    driven, gathered = {i.name for i in graph.inputs}, set(graph.tensors)
     for node in graph.nodes:
         if any(name in driven for name in node.refs()):
             driven.add(node.name)
+        if gathers(node, gathered):
+            gathered.add(node.name)
+
+    def chosen(value: Value, axis: int) -> bool:
+        return value.name in gathered and book.chosen(value.axes[axis]) is not None
+
     for c in consumers:
-        if c.value.name in driven and c.operand.name not in driven:
+        weights = [c.value.name not in driven, c.operand.name not in driven]
+        if not any(weights):
+            weights = [chosen(c.value, c.axis), chosen(c.operand, c.operand_axis)]
+        if weights == [False, True]:
             yield c
-        elif c.operand.name in driven and c.value.name not in driven:
+        elif weights == [True, False]:
             yield Consumer(c.operand, c.operand_axis, c.value, c.axis)
 
 

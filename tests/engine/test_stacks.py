@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from math import factorial, log10
@@ -17,10 +18,14 @@ from cipm.errors import CorruptFile
 from cipm.export import export, restore
 from cipm.export.record import check_plan, read_plan
 from cipm.load import Checkpoint, load
+from cipm.options import parse_options
 from cipm.ordering import canonical_orders, fingerprint, match_units
 from cipm.permutation import Permutation, Plan, View, compose
+from cipm.pipeline import RUN
+from cipm.pipeline.collecting import collection_notes
+from cipm.pipeline.context import Context
 from cipm.statistics.collect import collect
-from cipm.symmetry import Symmetry, discover_groups, lined_up, prove, random_member, refine, symmetry_from_json
+from cipm.symmetry import CHOSEN_WORDS, Symmetry, discover_groups, lined_up, prove, random_member, refine, symmetry_from_json
 from cipm.testing.models import quiet
 from cipm.testing.networks import NETWORKS, as_checkpoint
 from cipm.trace import run
@@ -45,6 +50,19 @@ class Chosen(nn.Module):
         if self.gain is not None:
             inner = inner * self.gain
         return torch.einsum("bth,bthd->btd", inner, self.down[best]) * weight[..., None]
+
+
+class Ranked(Chosen):
+    """Every token is given to its two best experts of three, all choices on one axis as transformers has them."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        weight, best = self.router(x).softmax(-1).topk(2)
+        flat, own = best.reshape(-1), x.flatten(0, 1).repeat_interleave(2, dim=0)
+        gate, value = (torch.bmm(own[:, None], self.up[flat])[:, 0] + self.bias[flat]).chunk(2, -1)
+        inner = torch.nn.functional.silu(gate) * value
+        made = torch.bmm(inner[:, None], self.down[flat])[:, 0] * weight.reshape(-1, 1)
+        return made.unflatten(0, (*tokens.shape, 2)).sum(-2)
 
 
 class Tasks(nn.Module):
@@ -123,6 +141,7 @@ def tokens(high: int) -> Tensor:
 def proved(name: str) -> tuple[Checkpoint, Symmetry]:
     checkpoint = {
         "chosen": lambda: checkpoint_of(Chosen(), tokens(11)),
+        "ranked": lambda: checkpoint_of(Ranked(), tokens(11)),
         "shared": lambda: checkpoint_of(Chosen(shared=True), tokens(11)),
         "tasks": lambda: checkpoint_of(Tasks(), torch.randn(4, 5), torch.tensor([0, 3, 1, 2])),
         "grouped": lambda: checkpoint_of(Grouped(), torch.randn(4, 2, 20)),
@@ -134,7 +153,8 @@ def proved(name: str) -> tuple[Checkpoint, Symmetry]:
     return checkpoint, prove(checkpoint, discover_groups(checkpoint), draws=2)
 
 
-@pytest.mark.parametrize(("name", "outer", "sizes"), [("chosen", 3, [5]), ("dense", 5, [9]), ("heads", 4, [3, 6])])
+@pytest.mark.parametrize(("name", "outer", "sizes"), [("chosen", 3, [5]), ("ranked", 3, [5]), ("dense", 5, [9]),
+                                                      ("heads", 4, [3, 6])])
 def test_each_slice_orders_its_units_by_itself(name: str, outer: int, sizes: list[int]) -> None:
     _, symmetry = proved(name)
     stacked = [group for group in symmetry.groups if group.stacked]
@@ -276,7 +296,7 @@ def test_a_plan_along_views_and_axes_is_undone_and_read_back() -> None:
         assert list(again.axes.items()) == list(one.axes.items()) and hash(again) == hash(one)
 
 
-@pytest.mark.parametrize("name", ["chosen", "dense", "heads", "grouped", "started"])
+@pytest.mark.parametrize("name", ["chosen", "ranked", "dense", "heads", "grouped", "started"])
 def test_copies_have_one_canonical_form_and_are_matched(name: str) -> None:
     checkpoint, symmetry = proved(name)
     plan = random_member(symmetry, symmetry.groups, np.random.default_rng(3))
@@ -313,6 +333,70 @@ def test_taps_show_the_units_of_every_slice() -> None:
     found = collect(lambda batch, observe: run(checkpoint.graph, checkpoint.tensors, {}, batch, observe=observe),
                     [tap], [inputs], positions=0)
     assert found[tap].half.whole.mean == pytest.approx(units.reshape(-1, 45).mean(0).double().numpy(), abs=1e-6)
+
+
+def hidden_of_experts(tensors: Mapping[str, Tensor], words: Tensor, chosen: int) -> Tensor:
+    """Return what all units of all experts of Chosen and Ranked give [words, experts × 5], 0 where not chosen."""
+    x = tensors["embed.weight"][words]
+    best = (x @ tensors["router.weight"].T + tensors["router.bias"]).topk(chosen).indices
+    gate, value = (torch.einsum("nd,edh->neh", x, tensors["up"]) + tensors["bias"]).chunk(2, -1)
+    mask = torch.zeros(len(words), 3).scatter(1, best, 1.0)
+    return (torch.nn.functional.silu(gate) * value * mask[..., None]).flatten(1)
+
+
+@pytest.mark.parametrize(("name", "chosen"), [("chosen", 1), ("ranked", 2)])
+def test_units_of_chosen_experts_are_seen_as_in_the_dense_layer(name: str, chosen: int) -> None:
+    checkpoint, symmetry = proved(name)
+    inner, = [group for group in symmetry.groups if group.stacked]
+    tap, = inner.taps
+    assert tap.consumers == (("down", 1),) and tap.chosen is not None and tap.chosen.slices == 3
+    assert np.array_equal(tap.index, np.arange(15)[:, None])
+    assert symmetry.group(inner.parent).taps[0].index.shape == (3, 5)  # the experts are read there too
+    x = torch.randint(11, (10, 6), generator=torch.Generator().manual_seed(1))
+    batches = [{checkpoint.graph.inputs[0].name: part} for part in x.split(4)]
+    found = collect(lambda batch, observe: run(checkpoint.graph, checkpoint.tensors, {}, batch, observe=observe),
+                    [tap], batches, positions=0)[tap]
+    dense = hidden_of_experts(checkpoint.tensors, x.flatten(), chosen).double().detach().numpy()
+    assert found.half.samples == 60 and found.half.rows == 10
+    assert found.half.whole.mean == pytest.approx(dense.mean(0), rel=1e-5, abs=1e-6)
+    assert found.half.whole.covariance() == pytest.approx(np.cov(dense.T), rel=1e-5, abs=1e-6)
+    even = dense.reshape(10, 6, 15)[::2].reshape(-1, 15)
+    assert found.half.even.covariance() == pytest.approx(np.cov(even.T), rel=1e-5, abs=1e-6)
+    assert (np.abs(found.half.whole.correlation()[:5, 5:10]) > 0.02).any()  # units of two experts are compared
+
+
+def test_units_that_an_input_chooses_are_seen() -> None:
+    checkpoint, symmetry = proved("tasks")
+    taps = [group.taps[0] for group in symmetry.groups]
+    x, task = torch.randn(8, 5, generator=torch.Generator().manual_seed(2)), torch.tensor([0, 3, 1, 2, 1, 1, 0, -1])
+    inputs = dict(zip((i.name for i in checkpoint.graph.inputs), (x, task), strict=True))
+    found = collect(lambda batch, observe: run(checkpoint.graph, checkpoint.tensors, {}, batch, observe=observe),
+                    taps, [inputs], positions=0)
+    hidden = torch.einsum("bi,sih->bsh", x, checkpoint.tensors["first"]).tanh()
+    hidden = hidden * torch.nn.functional.one_hot(task % 4, 4)[..., None]
+    for tap in taps:
+        which = int(tap.index[0, 0]) // 7
+        assert found[tap].half.whole.mean == pytest.approx(hidden[:, which].mean(0).double().detach().numpy(), abs=1e-6)
+
+
+def test_units_of_chosen_experts_have_modules_and_orders(tmp_path: Path) -> None:
+    checkpoint, symmetry = proved("ranked")
+    checkpoint = checkpoint.with_tensors({key: tensor.detach() for key, tensor in checkpoint.tensors.items()})
+    inner, = [group for group in symmetry.groups if group.stacked]
+    np.savez(tmp_path / "probe.npz", x=np.random.default_rng(0).integers(0, 11, (40, 6)))
+    done: dict[str, Path] = {}
+    for stage in ("discover", "probe", "collect", "organize"):
+        (tmp_path / stage).mkdir()
+        context = Context({"probe": str(tmp_path / "probe.npz"), "kind": "analyze"}, parse_options({}), dict(done),
+                          lambda event: None, {"checkpoint": checkpoint})
+        RUN[stage](context, tmp_path / stage)
+        done[stage] = tmp_path / stage
+    facts = json.loads((tmp_path / "organize" / "organize.json").read_text())["groups"]
+    assert facts[inner.name]["unavailable"] is None and facts[inner.name]["similarity"] == "pearson"
+    assert facts[inner.parent]["similarity"] == "linear CKA"
+    order = np.load(tmp_path / "organize" / "orders" / inner.name / "importance.npy")
+    assert Permutation(order).keeps_blocks(3) and facts[inner.name]["activity"]["samples"] == 40
+    assert CHOSEN_WORDS in collection_notes(replace(context, folders=done))
 
 
 def test_an_export_computes_the_same_and_comes_back(tmp_path: Path) -> None:

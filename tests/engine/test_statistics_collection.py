@@ -13,7 +13,7 @@ from cipm.statistics import Covariance, Profile
 from cipm.statistics.collect import collect
 from cipm.statistics.plan import plan_collection, tap_bytes
 from cipm.statistics.sampling import Layout, evenly_spaced, sampling_effect, staggered
-from cipm.symmetry.groups import Tap
+from cipm.symmetry.taps import Tap
 
 
 class Net(nn.Module):

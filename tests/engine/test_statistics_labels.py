@@ -17,7 +17,7 @@ from cipm.pipeline.collecting import collection_notes, collection_plan, read_sta
 from cipm.pipeline.context import Context
 from cipm.statistics.collect import collect
 from cipm.statistics.sampling import evenly_spaced, staggered
-from cipm.symmetry.groups import Tap
+from cipm.symmetry.taps import Tap
 from cipm.testing.networks import as_checkpoint
 
 ROWS, HIGH, WIDE, UNITS, CLASSES = 23, 3, 4, 5, 4

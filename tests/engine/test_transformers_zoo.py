@@ -19,8 +19,10 @@ from cipm.load import checkpoint as checkpoints
 from cipm.load.checkpoint import LazyTensors
 from cipm.load.huggingface_classes import model_class
 from cipm.permutation import View
+from cipm.statistics.collect import collect
 from cipm.symmetry import Symmetry, discover_groups, prove, random_member
 from cipm.testing.transformers_zoo import ZOO, build, by_name, save
+from cipm.trace import run
 
 SPREAD = (
     "albert:AlbertForMaskedLM", "bert:BertForSequenceClassification", "deberta:DebertaForMaskedLM",
@@ -135,6 +137,50 @@ def test_shards_with_experts_ordered_by_themselves_stream_out_and_back(label: st
     assert all((back / path.name).read_bytes() == path.read_bytes() for path in folder.iterdir())
 
 
+@pytest.mark.parametrize("label", STACKED)
+def test_hidden_units_of_experts_are_seen_as_in_the_dense_layer(label: str, opened: Any) -> None:
+    """What is collected equals each chosen expert's hidden activation, computed from what the real module is called with."""
+    folder, checkpoint, symmetry = opened(label)
+    taps = [group.taps[-1] for group in symmetry.groups if group.stacked]
+    inputs = {i.name: _input(i, checkpoint) for i in checkpoint.graph.inputs}
+    wide = {key: tensor.double() for key, tensor in checkpoint.tensors.items()}
+    found = collect(lambda batch, observe: run(checkpoint.graph, wide, checkpoint.constants, batch, dtype=torch.float64,
+                                               observe=observe), taps, [inputs], positions=0)
+    calls = _calls_of_experts(label, folder, inputs)
+    assert len(calls) == len(taps) == 2
+    for tap, (experts, x, index) in zip(taps, calls, strict=True):
+        seen = _hidden_of_experts(experts, x, index).flatten(1)[:, torch.from_numpy(tap.index[:, 0])].numpy()
+        half = found[tap].half
+        assert half.samples == len(seen) == 14 and half.rows == 2 and tap.chosen.slices == 4
+        assert float(np.abs(half.whole.mean - seen.mean(0)).max()) <= 1e-10 * float(np.abs(seen).max())
+        assert float(np.abs(half.whole.covariance() - np.cov(seen.T)).max()) <= 1e-10 * float(np.abs(np.cov(seen.T)).max())
+        assert np.array_equal(half.whole.dead, (seen == seen[0]).all(0))
+
+
+def _calls_of_experts(label: str, folder: Path, inputs: dict[str, torch.Tensor]) -> list[tuple[Any, ...]]:
+    """Return (module, its input [tokens, in], chosen experts [tokens, chosen]) of every call in transformers' own model."""
+    model, calls = _model(label, folder), []
+    for module in model.modules():
+        if type(module).__name__.endswith("Experts"):
+            module.register_forward_pre_hook(lambda module, args: calls.append((module, *args[:2])))
+    with torch.no_grad(), _Wide():
+        model(**inputs)
+    return calls
+
+
+def _hidden_of_experts(experts: Any, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Return what the hidden units of each expert give [tokens, experts, units], 0 where it was not chosen."""
+    made = None
+    for token, chosen in enumerate(index.tolist()):
+        for expert in chosen:
+            weight = experts.gate_up_proj[expert].T if not experts.is_transposed else experts.gate_up_proj[expert]
+            inner = x[token] @ weight + (experts.gate_up_proj_bias[expert] if experts.has_bias else 0)
+            hidden = experts._apply_gate(inner[None])[0].detach()
+            made = x.new_zeros(len(x), len(experts.gate_up_proj), len(hidden)) if made is None else made
+            made[token, expert] = hidden
+    return made
+
+
 def _input(item: Any, checkpoint: Checkpoint) -> torch.Tensor:
     sizes = {"samples": 600, "height": 40, "width": 40}
     shape = [d if isinstance(d, int) else sizes.get(d, 7 if d != "batch" else 2) for d in item.shape]
@@ -155,11 +201,15 @@ class _Wide(TorchFunctionMode):
         return function(*args, **{k: wide.get(v, v) if isinstance(v, torch.dtype) else v for k, v in (kwargs or {}).items()})
 
 
-def _outputs(label: str, folder: Path, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+def _model(label: str, folder: Path) -> Any:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         cls = model_class(by_name(label).type, by_name(label).name)
-        model = cls.from_pretrained(folder, dtype=torch.float64, experts_implementation="eager").eval()
+        return cls.from_pretrained(folder, dtype=torch.float64, experts_implementation="eager").eval()
+
+
+def _outputs(label: str, folder: Path, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    model = _model(label, folder)
     with warnings.catch_warnings(), torch.no_grad(), _Wide():
         warnings.simplefilter("ignore")
         found = model(**inputs, return_dict=True)
