@@ -133,7 +133,7 @@ def consumers(checkpoint: Checkpoint, symmetry: Symmetry) -> tuple[Consumer, ...
     about: dict[tuple[str, str], tuple[Node, int, int]] = {}
     for group in symmetry.groups:
         for tap in group.taps if group.proved else ():
-            for key, axis in tap.consumers if tap.outer is None else ():
+            for key, axis in tap.consumers if tap.outer is None and tap.chosen is None else ():
                 place = next(p for p in group.places if (p.tensor, p.axis) == (key, axis))
                 nodes = readers_of(graph, key)
                 if len(nodes) == 1 and tap.value in nodes[0].refs() and np.array_equal(place.index, tap.index):
