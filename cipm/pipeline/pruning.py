@@ -61,11 +61,12 @@ class Point:
 class Pruner:
     """What is known of pruning one model on one probe set; each part is computed when it is asked for, and once.
 
-    `wholes` is how many whole networks are to be measured, for the bound of the rows; progress is told as of `stage`.
+    `wholes` is how many whole networks are to be measured, for the bound of the rows; progress is told as of `stage`. What is
+    known `like` another is measured on the same rows and alike.
     """
 
-    def __init__(self, context: Context, wholes: int = 10, stage: str = "whatif"):
-        self.context, self.stage, self.wholes = context, stage, wholes
+    def __init__(self, context: Context, wholes: int = 10, stage: str = "whatif", *, like: Pruner | None = None):
+        self.context, self.stage, self.wholes, self._like = context, stage, wholes, like
         self.points: list[Point] = []
         self._held: tuple[tuple[str, ...], Sizes] = (), {}
         self._known: list[Point] = []
@@ -82,7 +83,8 @@ class Pruner:
     @cached_property
     def refitter(self) -> Refitter:
         """Return what makes networks smaller and measures them."""
-        return Refitter(self.context, len(self.groups) * len(self.shares) + self.wholes, labels=self._labels)
+        rows = self._like.refitter.reference.rows if self._like else None
+        return Refitter(self.context, len(self.groups) * len(self.shares) + self.wholes, rows=rows, labels=self._labels)
 
     @cached_property
     def alone(self) -> dict[str, Alone]:
@@ -111,6 +113,8 @@ class Pruner:
     @cached_property
     def in_sequence(self) -> bool:
         """Tell whether groups are measured alone as whole networks are, all that comes behind them refitted too."""
+        if self._like:
+            return self._like.in_sequence
         return len(self.groups) * len(self.shares) * self.refitter.work <= ALONE_FLOPS
 
     @property
@@ -137,12 +141,10 @@ class Pruner:
     def beside(self, context: Context, name: str) -> Pruner:
         """Return what is known of one group of another model of the same function, measured on the same rows and alike. Raises
         UnsupportedModel where it cannot be made smaller there."""
-        other = Pruner(replace(context, emit=lambda event: None), 0, self.stage)
+        other = Pruner(replace(context, emit=lambda event: None), 0, self.stage, like=self)
         if name not in other.groups:
             raise UnsupportedModel(other.reasons[name], where=name)
         other.groups = {name: other.groups[name]}
-        other.refitter = Refitter(other.context, rows=self.refitter.reference.rows, labels=other._labels)
-        other.in_sequence = self.in_sequence
         return other
 
     @cached_property

@@ -56,7 +56,12 @@ def test_operations_have_names_of_their_own_and_a_summary():
     assert all(about["summary"] and about["description"] for about in every)
 
 
-def test_the_clients_methods_reach_addresses_that_exist():
+NO_METHOD = {("GET", "/api/analyses/x/matrices/x/tiles"), ("GET", "/api/exports/x/file"), ("GET", "/api/samples/name"),
+             ("HEAD", "/api/uploads/x"), *(("POST", f"/api/auth/{name}") for name in ("register", "login", "logout"))}
+"""What the client leaves to the browser: files, tiles, cookies."""
+
+
+def test_the_client_has_a_method_for_every_route():
     asked: list[tuple[str, str]] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -83,8 +88,7 @@ def test_the_clients_methods_reach_addresses_that_exist():
              for method in methods}
     shape = {(method, "/".join("x" if "_id" in part or part == "token" else part for part in path.split("/")))
              for method, path in known}
-    assert len(asked) >= 28
-    assert {pair for pair in asked if pair[1] != "/api/openapi.json"} <= shape
+    assert {pair for pair in asked if pair[1] != "/api/openapi.json"} == shape - NO_METHOD
 
 
 def test_the_client_does_the_whole_story(local, tmp_path):
