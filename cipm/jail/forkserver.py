@@ -145,6 +145,7 @@ def _environment(base: Path, threads: int, *, cuda: bool) -> dict[str, str]:
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "USER": "cipm", "LOGNAME": "cipm",
         "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
         "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_THREAD_TIMEOUT": "4",  # see docs/design.md: waiting threads sleep, not spin
         "OPENBLAS_NUM_THREADS": "1",  # it would start its threads at import; the child raises it once locked
         "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0") if cuda else "",
     }
