@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dash import Dash, Input, Output, State, dcc, html, no_update
+from dash import Dash, Input, Output, State, dcc, html
 from dash.development.base_component import Component
 
 from frontend import symmetry_model as sm
 from frontend import view_models as vm
 from frontend.client import ApiError
-from frontend.components import JobStream, ModelGraph
+from frontend.components import ModelGraph
 from frontend.ids import Symmetry
-from frontend.pages import account, symmetry_parts
-from frontend.pages.progress import stages
+from frontend.pages import account, early, symmetry_parts
 from frontend.session import Site
 from frontend.widgets import badge, empty, facts, power, problem
 
@@ -31,7 +30,7 @@ async def layout(site: Site, analysis_id: str | None, share: str | None, query: 
         analysis = await (client.shared(share) if share else client.analysis(analysis_id))
     except ApiError as error:
         return account.instead(error, analysis_id, share, "/symmetry")
-    page = {"id": analysis["id"], "share": share, "read_only": bool(share) or analysis["read_only"]}
+    page = early.stored(analysis, share)
     view = sm.View.parse(query)
     return html.Main([dcc.Store(id=Symmetry.PAGE, data=page),
                       dcc.Store(id=Symmetry.VIEW, data={"group": view.group, "node": view.node}),
@@ -52,11 +51,8 @@ async def body(site: Site, page: Json, analysis: Json, view: sm.View) -> list[An
 
 
 def _waiting(analysis: Json, page: Json, error: Json) -> list[Any]:
-    address = f"/api/analyses/{analysis['id']}"
-    token = f"?share={page['share']}" if page.get("share") else ""
-    return [empty("The symmetry is not found yet", error["message"], "It appears here by itself."),
-            JobStream(id=Symmetry.STREAM, src=f"{address}/events{token}", fallback=f"{address}{token}"),
-            html.Div(stages(analysis["job"]), id=Symmetry.PROGRESS, className="progress")]
+    notice = empty("The symmetry is not found yet", error["message"], "It appears here by itself.")
+    return early.waiting(notice, analysis, page, stream=Symmetry.STREAM, progress=Symmetry.PROGRESS)
 
 
 def _plain_head(analysis: Json, page: Json) -> Component:
@@ -91,6 +87,10 @@ def _main(report: Json, page: Json, view: sm.View, done: bool) -> Component:
                                 **{"aria-label": "What is chosen"})], className="symmetry")
 
 
+def _found(job: Json) -> bool:
+    return any(stage["name"] == "discover" and stage["state"] in FOUND for stage in job["stages"])
+
+
 # ---------------------------------------------------------------- callbacks
 def register(app: Dash, site: Site) -> None:
     """Attach the page's callbacks."""
@@ -111,13 +111,4 @@ def register(app: Dash, site: Site) -> None:
                   State(Symmetry.PAGE, "data"), State(Symmetry.VIEW, "data"), prevent_initial_call=True)
     async def follow(job: Json | None, page: Json, view: Json) -> tuple[Any, Any]:
         """Repaint the stages; once the symmetry is found, or the job has ended, the whole page."""
-        if not job:
-            return no_update, no_update
-        found = any(stage["name"] == "discover" and stage["state"] in FOUND for stage in job["stages"])
-        if job["status"] in vm.ACTIVE and not found:
-            return stages(job), no_update
-        client = site.visit(page.get("share"))
-        try:
-            return no_update, await body(site, page, await client.analysis(page["id"]), sm.View.parse(view))
-        except ApiError as error:
-            return no_update, problem(error.problem)
+        return await early.followed(site, job, page, _found, lambda analysis: body(site, page, analysis, sm.View.parse(view)))

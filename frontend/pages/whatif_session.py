@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dash import Dash, Input, Output, State, dcc, html, no_update
+from dash import Dash, Input, Output, State, dcc, html
 from dash.development.base_component import Component
 
 from frontend import symmetry_model as sm
 from frontend import view_models as vm
 from frontend.client import ApiError
-from frontend.components import JobStream, WhatIfSession
+from frontend.components import WhatIfSession
 from frontend.ids import WhatIfPage
-from frontend.pages import account
-from frontend.pages.progress import stages
+from frontend.pages import account, early
 from frontend.session import Site
-from frontend.widgets import badge, empty, problem
+from frontend.widgets import badge, empty
 
 Json = Mapping[str, Any]
 
@@ -29,7 +28,7 @@ async def layout(site: Site, analysis_id: str | None, share: str | None) -> Comp
         analysis = await (client.shared(share) if share else client.analysis(analysis_id))
     except ApiError as error:
         return account.instead(error, analysis_id, share, "/whatif")
-    page = {"id": analysis["id"], "share": share, "read_only": bool(share) or analysis["read_only"]}
+    page = early.stored(analysis, share)
     return html.Main([dcc.Store(id=WhatIfPage.PAGE, data=page), html.Div(body(page, analysis), id=WhatIfPage.BODY)],
                      className="page wide")
 
@@ -44,11 +43,9 @@ def body(page: Json, analysis: Json) -> list[Any]:
     if job["status"] not in vm.ACTIVE:
         return [head(page, analysis), empty("There is no what-if session", "This analysis ended before it was made.",
                                             "Run it again from its own page.")]
-    address = f"/api/analyses/{page['id']}"
-    token = f"?share={page['share']}" if page.get("share") else ""
-    return [head(page, analysis), empty("What-ifs are not computed yet", "This page appears by itself."),
-            JobStream(id=WhatIfPage.STREAM, src=f"{address}/events{token}", fallback=f"{address}{token}"),
-            html.Div(stages(job), id=WhatIfPage.PROGRESS, className="progress")]
+    notice = empty("What-ifs are not computed yet", "This page appears by itself.")
+    return [head(page, analysis),
+            *early.waiting(notice, analysis, page, stream=WhatIfPage.STREAM, progress=WhatIfPage.PROGRESS)]
 
 
 def head(page: Json, analysis: Json) -> Component:
@@ -70,12 +67,7 @@ def register(app: Dash, site: Site) -> None:
                   State(WhatIfPage.PAGE, "data"), prevent_initial_call=True)
     async def follow(job: Json | None, page: Json) -> tuple[Any, Any]:
         """Repaint the stages; once the session is there, or the job has ended, the whole page."""
-        if not job:
-            return no_update, no_update
-        if job["status"] in vm.ACTIVE and not vm.session_there(job):
-            return stages(job), no_update
-        client = site.visit(page.get("share"))
-        try:
-            return no_update, body(page, await client.analysis(page["id"]))
-        except ApiError as error:
-            return no_update, problem(error.problem)
+        async def drawn(analysis: Json) -> list[Any]:
+            return body(page, analysis)
+
+        return await early.followed(site, job, page, vm.session_there, drawn)
