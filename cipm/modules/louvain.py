@@ -31,12 +31,13 @@ def communities(factors: np.ndarray, resolution: float, *, generator: np.random.
     sizes = np.ones(len(factors), dtype=np.float32) if sizes is None else sizes.astype(np.float32)
     reach = np.linalg.norm(factors, axis=1) / sizes
     near = np.flatnonzero(reach * reach.max(initial=0) > resolution)  # the others are best alone (Cauchy and Schwarz)
-    close = np.ascontiguousarray(factors[near], dtype=np.float32)
-    starts = starts or int(np.clip(2048 // max(len(factors), 1), 1, 4))
-    found = [_optimum(close, sizes[near], resolution, generator, absolute) for _ in range(starts)]
-    best = max(found, key=lambda one: quality(close, one[0], resolution, one[1], sizes[near]))
-    labels = len(factors) + np.arange(len(factors))
-    labels[near] = best[0]
+    labels = np.arange(len(factors))
+    if near.size > 1:
+        close = np.ascontiguousarray(factors[near], dtype=np.float32)
+        starts = starts or int(np.clip(2048 // len(factors), 1, 4))
+        found = [_optimum(close, sizes[near], resolution, generator, absolute) for _ in range(starts)]
+        best = max(found, key=lambda one: quality(close, one[0], resolution, one[1], sizes[near]))
+        labels[near] = len(factors) + best[0]
     return by_size(labels)
 
 
@@ -96,7 +97,7 @@ def _move(factors: np.ndarray, sizes: np.ndarray, labels: np.ndarray, signs: np.
     visits = generator.permutation(labels.size)
     moved, turned = _local_moving(factors, sizes, labels.astype(np.int64), signs.astype(np.float32), visits,
                                   np.float32(resolution), absolute)
-    return np.unique(moved, return_inverse=True)[1], turned
+    return (np.cumsum(np.bincount(moved) > 0) - 1)[moved], turned
 
 
 def module_sums(factors: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
