@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from cipm.load.checkpoint import Checkpoint
+from cipm.pruning.kept import Kept
 from cipm.pruning.readers import CONVOLUTIONS, TRANSPOSED, base_name, readers_of
+from cipm.pruning.routed import Routed, RoutedReaders
 from cipm.rules import bind
 from cipm.statistics.sampling import Layout, Padding, real_samples, staggered
-from cipm.symmetry import Symmetry, SymmetryGroup
+from cipm.symmetry import Place, Symmetry, SymmetryGroup, Tap
 from cipm.trace import Node, Ref
 
 MOST_FEATURES = 4608
@@ -55,7 +57,8 @@ class Consumer:
     """A node that reads axis `axis` of `value` through the stored weight `key`, along its axis `weight_axis` of `length`.
 
     Its input features are the positions of the axis, times the positions of the kernel where `window` is given (position by
-    position). `units[group]` [units, elements] are the positions of the groups that stand on it.
+    position). `units[group]` [units, elements] are the positions of the groups that stand on it. With `routed` it reads slices
+    that an index chooses: the features are the units of all slices, and `output` is where they come together.
     """
 
     node: str
@@ -68,6 +71,12 @@ class Consumer:
     convolution: bool
     transposed: bool
     units: Mapping[str, np.ndarray]
+    routed: Routed | None = None
+
+    @property
+    def output(self) -> str:
+        """Return the value that holds what the map gives, without what is added to it later."""
+        return self.routed.output if self.routed else self.node
 
     @property
     def inside(self) -> int:
@@ -82,6 +91,17 @@ class Consumer:
     def columns(self, positions: np.ndarray) -> np.ndarray:
         """Return the features of these positions, in their order."""
         return (np.asarray(positions)[..., None] * self.inside + np.arange(self.inside)).ravel()
+
+    def seen(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return what is read of the values there are at the node, with the inputs on `axis`."""
+        value = values[self.value]
+        return self.routed.seen(value, values) if self.routed else value
+
+    def staying(self, kept: Kept) -> np.ndarray | None:
+        """Return the positions of the inputs that stay; None where all do."""
+        if self.routed:
+            return self.routed.staying(kept, self.key, self.weight_axis)
+        return kept.stored(self.key, self.weight_axis)
 
     def samples(self, value: torch.Tensor, padding: Padding, rows: int, positions: int,
                 staying: np.ndarray | None = None) -> torch.Tensor:
@@ -102,6 +122,8 @@ class Consumer:
 
     def matrix(self, weight: torch.Tensor) -> np.ndarray:
         """Return the weights as [features, rest] in float64."""
+        if self.routed:
+            return self.routed.view.line_up(weight.detach().double()).reshape(self.features, -1).numpy()
         rows = weight.detach().double().movedim(self.weight_axis, 0)
         if self.window:
             rows = rows.flatten(2).transpose(1, 2)
@@ -109,6 +131,11 @@ class Consumer:
 
     def stored(self, matrix: np.ndarray, weight: torch.Tensor) -> torch.Tensor:
         """Return what `matrix` was made of, in the shape and type of `weight`."""
+        if self.routed:
+            view, made = self.routed.view, torch.from_numpy(matrix)
+            places = (*view.axes, *view.rest)
+            seen = made.reshape([view.shape[axis] for axis in places]).permute(np.argsort(places).tolist())
+            return seen.to(weight.dtype).contiguous()
         made, shape = torch.from_numpy(matrix), weight.movedim(self.weight_axis, 0).shape
         if self.window:
             made = made.reshape(self.length, self.inside, -1).transpose(1, 2)
@@ -125,21 +152,27 @@ def consumers(checkpoint: Checkpoint, symmetry: Symmetry) -> tuple[Consumer, ...
     """Return the consumers of all proved groups in graph order.
 
     Left out is what a refit cannot be put into: a grouped convolution, a weight that two nodes read, an input wider than
-    MOST_FEATURES. Groups that only such nodes read have no curve.
+    MOST_FEATURES. Groups that only such nodes read have no curve. Experts behind a router are no inputs of what reads their
+    units: without one the router chooses others.
     """
-    graph = checkpoint.graph
+    graph, routed = checkpoint.graph, RoutedReaders(checkpoint)
     order = {node.name: number for number, node in enumerate(graph.nodes)}
     found: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+    made: list[Consumer | None] = []
     about: dict[tuple[str, str], tuple[Node, int, int]] = {}
     for group in symmetry.groups:
         for tap in group.taps if group.proved else ():
-            for key, axis in tap.consumers if tap.outer is None and tap.chosen is None else ():
-                place = next(p for p in group.places if (p.tensor, p.axis) == (key, axis))
+            for key, axis in tap.consumers if tap.outer is None else ():
+                place = next((p for p in group.places if (p.tensor, p.axis) == (key, axis)), None)
+                if tap.chosen is not None:
+                    made.append(_routed(routed, group, tap, place))
+                    continue
+                assert place is not None, (group.name, key, axis)
                 nodes = readers_of(graph, key)
                 if len(nodes) == 1 and tap.value in nodes[0].refs() and np.array_equal(place.index, tap.index):
                     found.setdefault((key, tap.value), {})[group.name] = tap.index
                     about[key, tap.value] = nodes[0], tap.axis, axis
-    made = (_consumer(checkpoint, *about[pair], pair, units) for pair, units in found.items())
+    made += [_consumer(checkpoint, *about[pair], pair, units) for pair, units in found.items()]
     return tuple(sorted((one for one in made if one is not None), key=lambda one: order[one.node]))
 
 
@@ -165,6 +198,14 @@ def _consumer(checkpoint: Checkpoint, node: Node, axis: int, weight_axis: int, p
         window = None
     return Consumer(node.name, value, axis, key, weight_axis, shape[weight_axis], window, convolution and not transposed,
                     transposed, units)
+
+
+def _routed(readers: RoutedReaders, group: SymmetryGroup, tap: Tap, place: Place | None) -> Consumer | None:
+    found = readers.find(tap, place) if place is not None and place.length <= MOST_FEATURES else None
+    if place is None or found is None:
+        return None
+    return Consumer(found[0].name, tap.value, -1, place.tensor, place.axis, place.length, None, False, False,
+                    {group.name: tap.index}, found[1])
 
 
 def _window(shape: Sequence[int], bound: Mapping[str, object]) -> Window | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,14 +52,14 @@ def curvatures(checkpoint: Checkpoint, found: Sequence[Consumer], rows: Rows, *,
     """
     generator = torch.Generator().manual_seed(seed)
     batches = _few(checkpoint, rows, labels)
-    sums = {one.node: _Sum(one, checkpoint.tensors[one.key], SAMPLES // (DRAWS * max(len(batches), 1))) for one in found}
+    sums = {one.output: _Sum(one, checkpoint.tensors[one.key], SAMPLES // (DRAWS * max(len(batches), 1))) for one in found}
     try:
         for batch, classes in batches:
-            for node, gradient in _gradients(checkpoint, found, batch, classes, generator):
-                sums[node].add(gradient, len(next(iter(batch.values()))))
+            for output, gradient in _gradients(checkpoint, sums, batch, classes, generator):
+                sums[output].add(gradient, len(next(iter(batch.values()))))
     except (RuntimeError, UnsupportedModel):  # an op without a gradient (quantised, or one that writes in place)
         return {}
-    return {node: made.value() for node, made in sums.items() if made.samples}
+    return {one.node: sums[one.output].value() for one in found if sums[one.output].samples}
 
 
 class _Sum:
@@ -67,9 +67,10 @@ class _Sum:
 
     def __init__(self, consumer: Consumer, weight: torch.Tensor, most: int):
         matrix = torch.from_numpy(consumer.matrix(weight)).float()
-        self.kernel = weight.shape[2:].numel() if weight.ndim > 2 and not consumer.window else 1
+        slid = weight.ndim > 2 and consumer.routed is None
+        self.kernel = weight.shape[2:].numel() if slid and not consumer.window else 1
         self.matrix = matrix.reshape(len(matrix), -1, self.kernel)  # [features, outputs, kernel positions]
-        self.axis = weight.ndim - 1 if weight.ndim > 2 else 1  # of the outputs, from the end
+        self.axis = weight.ndim - 1 if slid else 1  # of the outputs, from the end
         self.most, self.samples, self.positions, self.trace = max(most, 1), 0, 1, 0.0
         self.total = np.zeros((len(matrix), len(matrix)))
 
@@ -109,10 +110,10 @@ def _few(checkpoint: Checkpoint, rows: Rows, labels: Sequence[torch.Tensor] | No
             for batch, classes in pairs for first in range(0, len(next(iter(batch.values()))), ROWS_AT_ONCE)]
 
 
-def _gradients(checkpoint: Checkpoint, found: Sequence[Consumer], batch: Mapping[str, torch.Tensor],
+def _gradients(checkpoint: Checkpoint, watched: Collection[str], batch: Mapping[str, torch.Tensor],
                labels: torch.Tensor | None, generator: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield (node, gradient of the loss with respect to its value) for every consumer and draw."""
-    graph, watched = checkpoint.graph, {one.node for one in found}
+    """Yield (node, gradient of the loss with respect to its value) for every watched node and draw."""
+    graph = checkpoint.graph
     values: dict[str, Any] = {name: checkpoint.constants[key] for name, key in graph.constants.items()}
     values |= {i.name: batch[i.name] for i in graph.inputs}
     last, shown = last_uses(graph), {}

@@ -25,8 +25,8 @@ class Uneven(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """What stays: `gone[label]` tells which labels go with the removed units; `values` hold the labels of every value by name,
-    `tensors` those of every stored tensor by key.
+    """What stays: `gone[label]` tells which labels go with the removed units (of slices that an index chooses, how many);
+    `values` hold the labels of every value by name, `tensors` those of every stored tensor by key.
 
     `removed` are the units that go, by group.
     """
@@ -179,7 +179,7 @@ class Labels:
             _check_blocks(group, removed[group.name], structure, self.walked, gone)
             gone[_classes(group, removed[group.name], structure, self.walked)] = True
             gone = _closed(structure, gone)
-        return Kept(self.values, self.tensors, gone[structure.class_of], removed)
+        return Kept(self.values, self.tensors, _with_chosen(gone[structure.class_of], self.walked), removed)
 
 
 def walked_as_found(checkpoint: Checkpoint, symmetry: Symmetry, inputs: Mapping[str, torch.Tensor]) -> Walk:
@@ -235,6 +235,17 @@ def _closed(structure: Structure, gone: np.ndarray) -> np.ndarray:
     lost = np.bincount(parent[placed[child] & gone[child]], minlength=gone.size)
     gone |= ~placed & (counts > 0) & (counts == lost)
     gone[child[gone[parent]]] = True
+    return gone
+
+
+def _with_chosen(gone: np.ndarray, walked: Walk) -> np.ndarray:
+    """Return which labels go, with those of what an index chooses: as many as of each slice that stays. Which, differs from
+    slice to slice; they are here those of the first."""
+    gone = gone.copy()
+    for made, options in walked.book.routes.values():
+        lost = gone[options]
+        first = int(np.argmin(lost.all(0)))
+        gone[made] = lost[:, first]
     return gone
 
 

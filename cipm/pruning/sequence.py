@@ -59,7 +59,7 @@ def read_moments(checkpoint: Checkpoint, found: Sequence[Consumer], rows: Rows) 
     """Return the moments of every consumer's input in the whole model, by the name of its node. Cost: one forward pass."""
     pending = {one.node: one for one in found}
     moments: dict[str, Moments] = {}
-    _Lockstep(checkpoint, rows).walk(lambda node, step: moments.update(
+    _Lockstep(checkpoint, rows, found=found).walk(lambda node, step: moments.update(
         {node.name: step.moments(pending[node.name])}) if node.name in pending else None)
     return moments
 
@@ -69,7 +69,7 @@ def read_aims(checkpoint: Checkpoint, found: Sequence[Consumer], rows: Rows) -> 
     for every sample and output of each consumer, or input where there are fewer (`aim_numbers`)."""
     pending = {one.node: one for one in found}
     aims: dict[str, Sequence[torch.Tensor]] = {}
-    _Lockstep(checkpoint, rows).walk(lambda node, step: aims.update(
+    _Lockstep(checkpoint, rows, found=found).walk(lambda node, step: aims.update(
         {node.name: step.gathered_aims(pending[node.name])}) if node.name in pending else None)
     return aims
 
@@ -105,8 +105,9 @@ def refit(checkpoint: Checkpoint, symmetry: Symmetry, kept: Kept, rows: Rows, *,
     """
     if not kept.removed:
         return checkpoint, ()
-    lockstep = _Lockstep(checkpoint, rows, kept, left_out(checkpoint.graph, kept), aims)
-    notes = _refit_all(lockstep, consumers(checkpoint, symmetry) if found is None else found)
+    found = consumers(checkpoint, symmetry) if found is None else found
+    lockstep = _Lockstep(checkpoint, rows, kept, left_out(checkpoint.graph, kept), aims, found)
+    notes = _refit_all(lockstep, found)
     return checkpoint.with_tensors({key: lockstep.tensor(key) for key in checkpoint.tensors}), tuple(notes)
 
 
@@ -114,7 +115,7 @@ def refitted_inputs(checkpoint: Checkpoint, found: Sequence[Consumer], kept: Kep
                     aims: Aims | None = None) -> dict[str, tuple[Moments, np.ndarray]]:
     """Return, for the consumers at these nodes whose inputs a refit changes, the moments of all inputs in the smaller model and
     the weights [features, outputs] that `refit` would give them. Cost: that of `refit` up to the last of them."""
-    lockstep, seen = _Lockstep(checkpoint, rows, kept, left_out(checkpoint.graph, kept), aims), {}
+    lockstep, seen = _Lockstep(checkpoint, rows, kept, left_out(checkpoint.graph, kept), aims, found), {}
     _refit_all(lockstep, found, frozenset(nodes), seen)
     return seen
 
@@ -133,7 +134,7 @@ def _refit_all(lockstep: _Lockstep, found: Sequence[Consumer], nodes: Set[str] =
                                 through_zero=_target(step.checkpoint, consumer) is None)
             seen[node.name] = Moments(fit.mean, fit.own, fit.samples), weights
         elif changed:
-            positions = step.kept.stored(consumer.key, consumer.weight_axis)
+            positions = consumer.staying(step.kept)
             _refit_one(step, consumer, positions, step.fit(consumer, positions), notes)
         waiting.discard(node.name)
         return bool(nodes) and not waiting
@@ -146,7 +147,7 @@ def refit_alone(checkpoint: Checkpoint, found: Sequence[Consumer], kept: Kept, m
     """Return the checkpoint as `refit` does, but each consumer from the whole model's `moments` alone: no forward pass."""
     step = _Lockstep(checkpoint, (), kept)
     for consumer in found:
-        positions = kept.stored(consumer.key, consumer.weight_axis)
+        positions = consumer.staying(kept)
         if positions is not None and consumer.node in moments:
             known, staying = moments[consumer.node], consumer.columns(positions)
             whole, rows = consumer.matrix(checkpoint.tensors[consumer.key]), known.covariance[staying]
@@ -166,14 +167,17 @@ def _refit_one(step: _Lockstep, consumer: Consumer, positions: np.ndarray | None
     matrix[staying] = fitted
     step.change(consumer.key, consumer.stored(matrix, weight))
     if target is None:
-        notes[f"{consumer.key} has no bias of its own: it is fitted without a constant."] = None
+        why = "gives what a router weighs" if consumer.routed else "has no bias of its own"
+        notes[f"{consumer.key} {why}: it is fitted without a constant."] = None
     else:
         _add_constant(step, target, consumer.constant(rest, weight))
 
 
 def _target(checkpoint: Checkpoint, consumer: Consumer) -> Constant | None:
     """Return where a constant can be put behind a consumer."""
-    return None if consumer.transposed else constant_of(checkpoint, readers_of(checkpoint.graph, consumer.key))
+    if consumer.transposed or consumer.routed:
+        return None
+    return constant_of(checkpoint, readers_of(checkpoint.graph, consumer.key))
 
 
 def _add_constant(step: _Lockstep, target: Constant, constant: np.ndarray) -> None:
@@ -202,13 +206,14 @@ def _wanted(consumer: Consumer) -> int:
 class _Lockstep:
     """The whole model and the smaller one, run node by node over all rows; a value is one list of batches in both until it
     differs. From there on the whole model's is None where `aims` are known. Weights may be changed before the node that reads
-    them runs."""
+    them runs. What the consumers `found` read beside their value is there until they run."""
 
     checkpoint: Checkpoint
     rows: Rows
     kept: Kept | None = None
     intervene: Intervene = field(default_factory=dict)
     aims: Aims | None = None
+    found: Sequence[Consumer] = ()
     plain: dict[str, Any] = field(default_factory=dict)
     small: dict[str, list[Any]] = field(default_factory=dict)
     changed: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -216,6 +221,7 @@ class _Lockstep:
     def walk(self, visit: Any) -> None:
         """Run both models; `visit(node, self)` sees every node before it runs, and ends the walk by returning True."""
         graph, last = self.checkpoint.graph, last_uses(self.checkpoint.graph)
+        held = frozenset().union(*(one.routed.held | one.routed.gathered for one in self.found if one.routed))
         for name, key in graph.constants.items():
             self._both(name, [self.checkpoint.constants[key]] * len(self.rows))
         for i in graph.inputs:
@@ -228,7 +234,8 @@ class _Lockstep:
                 self._fetch(name for name in node.refs() if name in graph.tensors)
                 self._run(node)
                 for name in last.get(number, ()):
-                    self.plain.pop(name, None), self.small.pop(name, None)
+                    if name not in held:
+                        self.plain.pop(name, None), self.small.pop(name, None)
 
     def moments(self, consumer: Consumer) -> Moments:
         """Return the moments of a consumer's input here in the whole model."""
@@ -262,7 +269,9 @@ class _Lockstep:
         """Yield the samples of a consumer's input, batch by batch."""
         counts = [len(next(iter(batch.values()))) for batch in self.rows]
         places = -(-_wanted(consumer) // max(sum(counts), 1))
-        for batch, count, x in zip(self.rows, counts, values[consumer.value], strict=True):
+        names = [consumer.value, *(consumer.routed.held if consumer.routed else ())]
+        for number, (batch, count) in enumerate(zip(self.rows, counts, strict=True)):
+            x = consumer.seen({name: values[name][number] for name in names})
             yield consumer.samples(x, Padding.of(batch), count, places, positions)
 
     def change(self, key: str, tensor: torch.Tensor) -> None:
@@ -271,8 +280,10 @@ class _Lockstep:
         names = {name for name, stored in self.checkpoint.graph.tensors.items() if stored == key}
         for name in names:
             self.small.pop(name, None)
+        gathered = frozenset().union(*(one.routed.gathered for one in self.found if one.routed))
         for node in self.checkpoint.graph.nodes:
-            if node.name in self.small and base_name(node) in TURNS and not names.isdisjoint(node.refs()):
+            turned = base_name(node) in TURNS or node.name in gathered
+            if node.name in self.small and turned and not names.isdisjoint(node.refs()):
                 self._fetch(names & self.checkpoint.graph.tensors.keys())
                 self._run(node)
                 names.add(node.name)

@@ -19,6 +19,8 @@ from cipm.load import checkpoint as checkpoints
 from cipm.load.checkpoint import LazyTensors
 from cipm.load.huggingface_classes import model_class
 from cipm.permutation import View
+from cipm.pruning import shrink
+from cipm.pruning.consumers import consumers
 from cipm.statistics.collect import collect
 from cipm.symmetry import Symmetry, discover_groups, prove, random_member
 from cipm.testing.transformers_zoo import ZOO, build, by_name, save
@@ -155,6 +157,20 @@ def test_hidden_units_of_experts_are_seen_as_in_the_dense_layer(label: str, open
         assert float(np.abs(half.whole.mean - seen.mean(0)).max()) <= 1e-10 * float(np.abs(seen).max())
         assert float(np.abs(half.whole.covariance() - np.cov(seen.T)).max()) <= 1e-10 * float(np.abs(np.cov(seen.T)).max())
         assert np.array_equal(half.whole.dead, (seen == seen[0]).all(0))
+
+
+@pytest.mark.parametrize("label", STACKED)
+def test_hidden_units_of_experts_have_one_reader_and_can_go(label: str, opened: Any) -> None:
+    _, checkpoint, symmetry = opened(label)
+    inner = [group for group in symmetry.groups if group.stacked]
+    found = [one for one in consumers(checkpoint, symmetry) if one.routed]
+    assert [list(one.units) for one in found] == [[group.name] for group in inner] and all(one.routed.gate for one in found)
+    rng = np.random.default_rng(1)
+    half = STACKED[label] // 2  # of each expert others
+    keep = {group.name: np.concatenate([np.sort(rng.permutation(STACKED[label])[:half]) + STACKED[label] * expert
+                                        for expert in range(4)]) for group in inner}
+    made = shrink(checkpoint, symmetry, keep)
+    assert made.max_rel <= 1e-10 and made.checkpoint.parameters < checkpoint.parameters
 
 
 def _calls_of_experts(label: str, folder: Path, inputs: dict[str, torch.Tensor]) -> list[tuple[Any, ...]]:
