@@ -14,7 +14,6 @@ import os
 import pstats
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
 from peers.timing import fastest
@@ -118,6 +117,5 @@ def main(rounds: int = 5, detail: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.remove(str(Path(__file__).resolve().parent))  # numba takes bench/coverage.py for the package of that name
     given = [argument for argument in sys.argv[1:] if argument != "--detail"]
     main(*map(int, given[:1]), detail="--detail" in sys.argv)

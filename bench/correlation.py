@@ -18,7 +18,6 @@ import platform
 import sys
 import tracemalloc
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -145,5 +144,4 @@ def main(units: int | None = None, samples: int = 20_000, rounds: int = 8) -> No
 
 
 if __name__ == "__main__":
-    sys.path.remove(str(Path(__file__).resolve().parent))  # numba takes bench/coverage.py for the package of that name
     main(*(int(argument) for argument in sys.argv[1:4]))

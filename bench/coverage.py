@@ -161,7 +161,7 @@ def _row(trips, removal, family: str, kind: str) -> Row:
         return Row(family, kind, "skipped", "torch-pruning is not installed")
     try:
         if kind == PEER:
-            (status, detail), seconds = trips.timed(lambda: trips.peer(removal, family))
+            _, seconds, (status, detail) = trips.timed(lambda: trips.peer(removal, family))
             return Row(family, kind, status, detail[:300], proof=seconds)
         return Row(family, kind, **trips.round_trip(family, kind))
     except trips.Skipped as error:

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from peers.memory import resident
-
-sys.path.remove(str(Path(__file__).resolve().parent))  # numba takes bench/coverage.py for the package of that name
+from peers.timing import timed
 
 from cipm.pruning import elimination_curve, quick_curve
 
@@ -32,13 +29,6 @@ def matrices(units: int) -> tuple[np.ndarray, np.ndarray]:
     covariance = mixing @ mixing.T
     covariance[np.diag_indices(units)] += 0.09 * units
     return covariance / units, readers.T @ readers
-
-
-def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Return the seconds that a run takes on the clock and of the processor, all threads together."""
-    start, spent = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - start, time.process_time() - spent
 
 
 def row(units: int) -> None:

@@ -11,10 +11,10 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from peers.memory import resident
+from peers.timing import timed
 from sklearn.cluster import HDBSCAN, AgglomerativeClustering, KMeans, SpectralClustering
 from sklearn.metrics import adjusted_rand_score
 
@@ -55,10 +55,9 @@ PLANTINGS = (Planting("uneven modules (6 to 120 units)", UNEVEN, 0.15),
              Planting("12 equal modules of 43 units", (43,) * 12, 0.1))
 
 
-def timed(run: Callable[[], object]) -> tuple[str, object]:
-    wall, processor = time.perf_counter(), time.process_time()
-    result = run()
-    return f"{time.perf_counter() - wall:.2f}/{time.process_time() - processor:.2f} s", result
+def took(run: Callable[[], object]) -> tuple[str, object]:
+    wall, processor, result = timed(run)
+    return f"{wall:.2f}/{processor:.2f} s", result
 
 
 def agreement(truth: np.ndarray, labels: np.ndarray) -> float:
@@ -116,20 +115,20 @@ def scaling(units: int, samples: int = 4000) -> None:
     x = np.sqrt(np.float32(0.2)) * rng.standard_normal((samples, len(sizes)), dtype=np.float32)[:, truth]
     x += np.sqrt(np.float32(0.8)) * rng.standard_normal(x.shape, dtype=np.float32)
     began = time.perf_counter()
-    took, whole = timed(lambda: factors_of_samples(x, weak=True))
-    halves_took, halves = timed(lambda: tuple(side_by_side(
+    spent, whole = took(lambda: factors_of_samples(x, weak=True))
+    halves_spent, halves = took(lambda: tuple(side_by_side(
         lambda half: factors_of_samples(half, count=whole.strong, weak=True), (x[::2], x[1::2]))))
-    found_took, found = timed(lambda: partition_factors(whole, halves, samples=samples))
-    print(f"  {units:>6} units from samples: factors {took}, those of the halves {halves_took}, modules {found_took}, "
+    found_spent, found = took(lambda: partition_factors(whole, halves, samples=samples))
+    print(f"  {units:>6} units from samples: factors {spent}, those of the halves {halves_spent}, modules {found_spent}, "
           f"together {time.perf_counter() - began:.2f} s, agreement {agreement(truth, found.labels):.3f}")
     if units <= FULL_CORRELATION_UNITS:
         c, split = correlation([x]), (correlation([x[::2]]), correlation([x[1::2]]))
-        took, found = timed(lambda: partition(c, samples=samples, halves=split))
-        print(f"         from correlations, factors and all: {took}, agreement {agreement(truth, found.labels):.3f}")
+        spent, found = took(lambda: partition(c, samples=samples, halves=split))
+        print(f"         from correlations, factors and all: {spent}, agreement {agreement(truth, found.labels):.3f}")
     if units <= 1024:
         for name, run in clusterers(x, c, len(sizes)).items():
-            took, labels = timed(run)
-            print(f"         {name}: {took}, agreement {agreement(truth, labels):.3f}")
+            spent, labels = took(run)
+            print(f"         {name}: {spent}, agreement {agreement(truth, labels):.3f}")
 
 
 def methods() -> None:
@@ -141,8 +140,8 @@ def methods() -> None:
         c, halves = correlation([rows]), (correlation([rows[::2]]), correlation([rows[1::2]]))
         for method in ("potts", "agglomerative", "spectral"):
             way = Clustering(method, pairs)
-            took, found = timed(lambda c=c, halves=halves, way=way: partition(c, samples=600, halves=halves, clustering=way))
-            print(f"  {method:<14} {pairs:<9} agreement {agreement(truth, found.labels):.3f}, {found.modules} modules, {took}")
+            spent, found = took(lambda c=c, halves=halves, way=way: partition(c, samples=600, halves=halves, clustering=way))
+            print(f"  {method:<14} {pairs:<9} agreement {agreement(truth, found.labels):.3f}, {found.modules} modules, {spent}")
 
 
 def false_modules(matrices: int = 200) -> None:
@@ -175,5 +174,4 @@ def main(sizes: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.remove(str(Path(__file__).resolve().parent))  # numba takes bench/coverage.py for the package of that name
     main([int(argument) for argument in sys.argv[1:]] or [256, 1024, 4096, 16384])

@@ -7,7 +7,6 @@ they are, and planted modules. Seconds are wall time and, after the slash, proce
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from peers.memory import NOW, forget_peak, resident
+from peers.timing import timed
 from safetensors.torch import load_file
 from scipy.cluster.hierarchy import leaves_list, optimal_leaf_ordering
 from scipy.spatial.distance import squareform
@@ -33,17 +33,6 @@ FEW_UNITS = 128  # of these the rows are split in several ways
 SCIPY_UNITS = 1024  # scipy's leaf order takes a minute and more beyond
 OURS = dict(zip(METHODS, (spectral, angle, fiedler, average_linkage), strict=True))
 HEAD = f"  {'':<36} {'seconds':>15}  banded AR  path   R²16   AR     2-SUM"
-
-
-def timed(run: Callable[[], object], rounds: int = 1) -> tuple[float, float, object]:
-    """Return the least wall seconds, the least processor seconds, and the result."""
-    wall, processor = [], []
-    for _ in range(rounds):
-        start, spent = time.perf_counter(), time.process_time()
-        result = run()
-        wall.append(time.perf_counter() - start)
-        processor.append(time.process_time() - spent)
-    return min(wall), min(processor), result
 
 
 def distances(c: np.ndarray) -> np.ndarray:
@@ -240,5 +229,4 @@ def main(sizes: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.remove(str(Path(__file__).resolve().parent))  # numba takes bench/coverage.py for the package of that name
     main([int(argument) for argument in sys.argv[1:]] or [256, 1024, 4096, 16384])

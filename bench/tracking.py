@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 from peers.memory import resident
+from peers.timing import timed
 
 from cipm.statistics import (
     Interpolated,
@@ -67,12 +66,6 @@ def batches(x: np.ndarray) -> Callable[[], Iterable[np.ndarray]]:
     return lambda: (x[start:start + BATCH] for start in range(0, len(x), BATCH))
 
 
-def timed(run: Callable[[], object]) -> tuple[float, object]:
-    start = time.perf_counter()
-    result = run()
-    return time.perf_counter() - start, result
-
-
 def strongest(units: int, samples: int, kinds: Sequence[str], widths: Sequence[int]) -> None:
     """Print seconds and recall of each width on these kinds of activations, then the exact search and the memory."""
     print(f"\nstrongest {K} of {units} units, {samples} samples")
@@ -80,12 +73,12 @@ def strongest(units: int, samples: int, kinds: Sequence[str], widths: Sequence[i
     for kind in kinds:
         x = KINDS[kind](samples, units)
         for width in widths:
-            seconds, found = timed(lambda x=x, w=width: top_neighbours(batches(x), units, K, width=w,
-                                                                       generator=np.random.default_rng(0)))
+            seconds, _, found = timed(lambda x=x, w=width: top_neighbours(batches(x), units, K, width=w,
+                                                                          generator=np.random.default_rng(0)))
             recall = measured_recall(batches(x), found, generator=np.random.default_rng(1))
             print(f"{kind:<12}{width:>6}{seconds:>9.1f}{recall:>9.3f}", flush=True)
     print(f"memory of the process so far, samples ({x.nbytes / 2**30:.1f} GiB) among it: {resident() / 2**30:.1f} GiB")
-    seconds, _ = timed(lambda: exact_neighbours(x, K))
+    seconds, _, _ = timed(lambda: exact_neighbours(x, K))
     print(f"exact, in blocks: {seconds:.1f} s, memory {resident() / 2**30:.1f} GiB", flush=True)
 
 
@@ -165,5 +158,4 @@ def main(units: int = 65_536, samples: int = 2048) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.remove(str(Path(__file__).resolve().parent))  # numba takes bench/coverage.py for the package of that name
     main(*map(int, sys.argv[1:]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from peers import zoo
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -24,6 +22,8 @@ from cipm.load.checkpoint import Checkpoint
 from cipm.symmetry import discover_groups, prove, random_member
 from cipm.testing.models import ROWS, quiet
 from cipm.trace import run
+from peers import zoo
+from peers.timing import timed
 
 BY_PRODUCTS = ("encoder_last_hidden_state",)
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4}
@@ -61,8 +61,8 @@ def round_trip(family: str, kind: str) -> dict[str, Any]:
         if kind != "huggingface":  # what an exporter changed by itself (a norm's statistics) is not counted
             reference = _run_as_exported(runtime, path, example)
         checkpoint = subject.checkpoint if kind == "huggingface" else load(path)
-        found, discovery = timed(lambda: discover_groups(checkpoint), runs=2)
-        symmetry, proof = timed(lambda: prove(checkpoint, found))
+        _, discovery, found = timed(lambda: discover_groups(checkpoint), 2)
+        _, proof, symmetry = timed(lambda: prove(checkpoint, found))
         plan = random_member(symmetry, symmetry.groups, np.random.default_rng(0))
         written = export(checkpoint, path, plan, None, folder / f"reordered{path.suffix}")
         change = difference(reference, runtime(written, example))
@@ -93,16 +93,6 @@ def _run_as_exported(runtime: Callable[..., list[Tensor]], path: Path, example: 
         return runtime(path, example)
     except Exception as error:  # noqa: BLE001 - runtimes raise many kinds
         raise Skipped(f"The file's own runtime does not run it as exported: {type(error).__name__}: {error}") from error
-
-
-def timed(call: Callable[[], Any], runs: int = 1) -> tuple[Any, float]:
-    """Return what a call gives, and the fewest processor seconds of this process that a run of it took."""
-    seconds = float("inf")
-    for _ in range(runs):
-        start = time.process_time()
-        result = call()
-        seconds = min(seconds, time.process_time() - start)
-    return result, seconds
 
 
 def peer(removal: Any, family: str) -> tuple[str, str]:
@@ -189,7 +179,7 @@ def export_seconds(family: str) -> float:
     args, kwargs = arguments(subject.example)
     with quiet():
         try:
-            return timed(lambda: torch.export.export(subject.model, args, kwargs, strict=False), runs=2)[1]
+            return timed(lambda: torch.export.export(subject.model, args, kwargs, strict=False), 2)[1]
         except Exception:  # noqa: BLE001 - no yardstick then
             return 0.0
 
