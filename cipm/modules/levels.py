@@ -10,7 +10,6 @@ import numpy as np
 from cipm.modules.louvain import communities, module_sums
 from cipm.modules.methods import resolutions, together
 from cipm.modules.partition import Partition, agreement
-from cipm.statistics.spectrum import Factors
 
 STABLE = 0.8  # share of the partition's own stability that a level must reach
 SAME = 0.7  # partitions that agree as much with the first of a run are one level with it
@@ -31,24 +30,25 @@ class Level:
         return {"resolution": self.resolution, "stability": self.stability, "labels": self.labels.tolist()}
 
 
-def hierarchy(found: Partition, whole: Factors, halves: tuple[Factors, Factors] | None = None, *,
-              absolute: bool = False, generator: np.random.Generator | None = None) -> tuple[Level, ...]:
+def hierarchy(found: Partition, *, absolute: bool = False,
+              generator: np.random.Generator | None = None) -> tuple[Level, ...]:
     """Return the levels around a partition, coarsest first; the partition itself is one of them.
 
     Above it whole modules are merged at ever lower resolutions, below it each module is split by itself at ever higher
     ones, in the whole and, beginning with the partition's `half_labels`, in each half. Of each run of resolutions that
     give about the same partition the most stable one is kept, if it is about as stable as the partition; without halves
-    there is no telling, and the partition is the only level. Cost: less than one more scan of resolutions.
+    there is no telling, and the partition is the only level. The factors are those that the partition was found in. Cost:
+    less than one more scan of resolutions.
     """
     if found.resolution is None or not found.modules:
         return ()
     own = Level(found.resolution, found.stability, found.labels)
-    if halves is None or found.half_labels is None:
+    if found.loadings is None or found.half_labels is None:
         return (own,)
     seed = int((generator or np.random.default_rng(0)).integers(2**31))
-    values = resolutions(whole.loadings, absolute)
-    starts = zip((whole, *halves), (found.labels, *found.half_labels), strict=True)
-    chains = [_chain(factors.loadings, labels, found.resolution, values, absolute, seed) for factors, labels in starts]
+    values = resolutions(found.loadings[0], absolute)
+    starts = zip(found.loadings, (found.labels, *found.half_labels), strict=True)
+    chains = [_chain(loadings, labels, found.resolution, values, absolute, seed) for loadings, labels in starts]
     coarse = [Level(g, agreement(a, b), w) for g, (w, a, b) in _rows(chains, 0)]
     fine = [Level(g, agreement(a, b), w) for g, (w, a, b) in _rows(chains, 1)]
     return (*reversed(_distinct(own, coarse, -1)), own, *_distinct(own, fine, 1))

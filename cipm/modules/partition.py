@@ -53,7 +53,8 @@ class Partition:
     `resolution` is the correlation two units must exceed to attract each other; None for methods that are told a
     number of modules. `stability` is the agreement (adjusted Rand index: 1 equal, 0 chance) of the partitions of the
     two probe halves at this setting, NaN-free: None where no halves were given or no module was found.
-    `half_labels` are those two partitions. `signs` [units] are the sides (±1) of units within their modules where
+    `half_labels` are those two partitions, `loadings` [units, factors] the factors in which the modules of the whole and of
+    the two halves were sought (None without halves). `signs` [units] are the sides (±1) of units within their modules where
     anti-correlated units belong together, otherwise None. `how` says in words how the setting came about.
     """
 
@@ -63,6 +64,7 @@ class Partition:
     how: str
     half_labels: tuple[np.ndarray, np.ndarray] | None = None
     signs: np.ndarray | None = None
+    loadings: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     @property
     def modules(self) -> int:
@@ -154,7 +156,7 @@ def _found(views: list[View], samples: int, resolution: float, clustering: Clust
     if stability is not None and stability < CHANCE:
         return _none(units, chosen if method.setting == "resolution" else None, DISAGREEMENT)
     said = f"{how}{' over the two probe halves' if not given else ''}{where}"
-    return _result(views[0], found, chosen, stability, said, samples, clustering)
+    return _result(views, found, chosen, stability, said, samples, clustering)
 
 
 def _by_drawn_halves(whole: View, tried: View, parts: list[View], samples: int, clustering: Clustering,
@@ -166,7 +168,8 @@ def _by_drawn_halves(whole: View, tried: View, parts: list[View], samples: int, 
         return _none(units, chosen if method.setting == "resolution" else None, DISAGREEMENT)
     where = "" if used == units else f", tried on {used} of {units} units"
     found = method.find(whole, [chosen], clustering.pairs == "absolute", seed)
-    return _result(whole, found, chosen, None, f"{how} over two halves drawn from the correlation{where}", samples, clustering)
+    said = f"{how} over two halves drawn from the correlation{where}"
+    return _result([whole], found, chosen, None, said, samples, clustering)
 
 
 def _most_stable(views: list[View], clustering: Clustering, seed: int) -> tuple[float | int, str, float]:
@@ -181,13 +184,14 @@ def _most_stable(views: list[View], clustering: Clustering, seed: int) -> tuple[
     return values[best], f"most stable of {len(values)} {words}", float(scores[best])
 
 
-def _result(whole: View, found: list[np.ndarray], chosen: float | int, stability: float | None, how: str, samples: int,
+def _result(views: list[View], found: list[np.ndarray], chosen: float | int, stability: float | None, how: str, samples: int,
             clustering: Clustering) -> Partition:
     labels, gamma = found[0], chosen if METHODS[clustering.method].setting == "resolution" else None
     few = "; fewer samples than units: weak modules are not seen" if samples < labels.size else ""
-    signs = _signs(whole, labels) if clustering.pairs == "absolute" else None
+    signs = _signs(views[0], labels) if clustering.pairs == "absolute" else None
     return Partition(labels, gamma, stability, f"{how}; {PAIRS[clustering.pairs]}{few}",
-                     (found[1], found[2]) if len(found) > 1 else None, signs)
+                     (found[1], found[2]) if len(found) > 1 else None, signs,
+                     tuple(view.factors for view in views) if len(views) > 1 else None)
 
 
 def _evenly(units: int) -> np.ndarray:

@@ -16,21 +16,21 @@ from cipm.symmetry.groups import Place, SymmetryGroup
 MOST_ENTRIES = 1 << 28  # strengths kept in memory: 1 GB
 
 
-def coordinate_groups(groups: Sequence[SymmetryGroup], tensors: Mapping[str, torch.Tensor],
-                      orders: Mapping[str, Permutation], *, labels: Mapping[str, np.ndarray] | None = None) -> Coordinated:
-    """Return the orders of a model's groups, coordinated along its tensors (see `coordinate`).
+def coordinate_groups(groups: Sequence[SymmetryGroup], between: Sequence[Link], orders: Mapping[str, Permutation], *,
+                      labels: Mapping[str, np.ndarray] | None = None) -> Coordinated:
+    """Return the orders of a model's groups, coordinated along the `links` between them (see `coordinate`).
 
     `orders` and `labels` (modules, −1: none) are given by name of group; groups without an order are left out. Units inside
     the units of another group (inside heads) are placed last, within their blocks, and pull no other group: where they
-    stand is decided by the group that carries them. Tensors are taken until their strengths fill MOST_ENTRIES.
+    stand is decided by the group that carries them.
     """
-    groups, tensors = lined_up(groups, tensors)
     known = [group for group in groups if group.name in orders]
     carried = {group.name for group in known if group.parent in orders}
-    outer = [group for group in known if group.name not in carried]
     blocks = {group.name: group.blocks for group in known}
-    first = coordinate({g.name: orders[g.name] for g in outer}, links(outer, tensors), labels=labels, blocks=blocks)
-    inner = [link for link in links(known, tensors) if (link.rows in carried) != (link.cols in carried)] if carried else []
+    inside = [(link, {link.rows, link.cols} & carried) for link in between if {link.rows, link.cols} <= blocks.keys()]
+    outer = {name: orders[name] for name in blocks if name not in carried}
+    first = coordinate(outer, [link for link, inner in inside if not inner], labels=labels, blocks=blocks)
+    inner = [link for link, _ in inside if (link.rows in carried) != (link.cols in carried)]
     second = coordinate({**orders, **first.orders}, inner, labels=labels, blocks=blocks, fixed=set(first.orders))
     return Coordinated(second.orders, first.before + second.before, first.after + second.after)
 
@@ -42,6 +42,7 @@ def links(groups: Sequence[SymmetryGroup], tensors: Mapping[str, torch.Tensor], 
     point numbers, and such that would bring the strengths above `most` entries, are left out, and so are units that stand on
     two axes at once.
     """
+    groups, tensors = lined_up(groups, tensors)
     found, spent = [], 0
     for key, tensor in tensors.items():
         places = [(group, place) for group in groups for place in group.places if place.tensor == key and place.view is None]

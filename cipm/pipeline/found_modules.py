@@ -9,16 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from cipm.compiled import side_by_side
 from cipm.modules import Clustering, TopSamples, describe_modules, hierarchy, interactions, partition, unit_weights
 from cipm.modules.partition import Partition
 from cipm.pipeline.context import Context
 from cipm.pipeline.similarity import Similarity
-from cipm.statistics.spectrum import denoise
 from cipm.symmetry import SymmetryGroup, lined_up
 
 LEVEL_UNITS = 4096
-"""Widest group whose modules are sought at several resolutions: that takes the eigenvectors of both halves once more."""
+"""Widest group whose modules are sought at several resolutions."""
 MOST_MODULES = 100
 """Most modules of a group between which and others strengths are listed."""
 LARGEST_TENSOR = 1 << 26
@@ -57,16 +55,14 @@ def module_facts(context: Context, group: SymmetryGroup, alike: Similarity, foun
         for module, samples in zip(modules, top.finalise(), strict=True):
             module["top_rows"] = [asdict(sample) for sample in samples]
     return {"similarity": alike.kind, "samples": alike.samples, "rows": alike.rows, "dead": list(alike.dead),
-            "modules": modules, "labels": found.labels.tolist(), "levels": _levels(context, group, alike, found),
+            "modules": modules, "labels": found.labels.tolist(), "levels": _levels(context, group, found),
             "partition": {"resolution": found.resolution, "stability": found.stability, "how": found.how}}
 
 
-def _levels(context: Context, group: SymmetryGroup, alike: Similarity, found: Partition) -> list[dict[str, Any]]:
+def _levels(context: Context, group: SymmetryGroup, found: Partition) -> list[dict[str, Any]]:
     if group.blocks > 1 or group.size > LEVEL_UNITS or found.half_labels is None:
         return []
-    whole = denoise(alike.whole, alike.samples, weak=True)
-    halves = tuple(side_by_side(lambda half: denoise(half, alike.samples // 2, count=whole.strong, weak=True), alike.halves))
-    found_levels = hierarchy(found, whole, halves, absolute=context.options.module_pairs == "absolute",
+    found_levels = hierarchy(found, absolute=context.options.module_pairs == "absolute",
                              generator=np.random.default_rng(context.options.seed))
     return [level.to_json() | {"modules": int(level.labels.max()) + 1} for level in found_levels]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,6 @@ from cipm.ordering import (
     by_module,
     chance,
     class_selectivity,
-    coordinate_groups,
     lexicographic,
     nodesort,
     policy,
@@ -123,13 +122,6 @@ def _outgoing(context: Context, group: SymmetryGroup) -> np.ndarray:
             tensor = place.rows(context.checkpoint.tensors[place.tensor].double())
             squares += tensor.square().sum(1).numpy()[place.index].sum(axis=1)
     return np.sqrt(squares) if readers else np.ones(group.size)
-
-
-def coordinated(context: Context, groups: Sequence[SymmetryGroup], orders: Mapping[str, Permutation],
-                labels: Mapping[str, np.ndarray]) -> tuple[dict[str, Permutation], dict[str, Any]]:
-    """Return the orders of all groups lined up along the matrices between them, and how much that changed."""
-    found = coordinate_groups(groups, context.checkpoint.tensors, orders, labels=labels)
-    return {name: found.orders[name] for name in orders}, found.to_json()
 
 
 def judged(context: Context, group: SymmetryGroup, alike: Similarity, orders: Orders, half: Orders) -> dict[str, Any]:

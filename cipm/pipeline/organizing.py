@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from cipm.modules import effective_dimension, neighbour_dimension, redundancy
-from cipm.ordering import canonical_orders, nodesort_overflow
+from cipm.ordering import canonical_orders, coordinate_groups, links, nodesort_overflow
 from cipm.pipeline.activity import activity_facts, class_correlations, class_means
 from cipm.pipeline.collecting import read_statistics, why_not_by_class, why_not_collected
 from cipm.pipeline.context import Context
 from cipm.pipeline.found_modules import interaction_facts, module_facts, partition_of
-from cipm.pipeline.orders import PLAIN_ORDERS, Orders, coordinated, judged, plain_order, policies, seen_orders, unit_weights
+from cipm.pipeline.orders import PLAIN_ORDERS, Orders, judged, plain_order, policies, seen_orders, unit_weights
 from cipm.pipeline.rows import RowMeans, row_means
 from cipm.pipeline.similarity import Similarity, similarity
 from cipm.pipeline.stored import StoredStatistics
@@ -37,42 +37,58 @@ class _Found:
 def organize(context: Context, folder: Path) -> None:
     """Find the modules of every group, order its units in every way, and judge the orders on held-out rows."""
     statistics = read_statistics(context)
-    canonical = canonical_orders(context.symmetry, context.checkpoint.tensors)
     groups = [group for group in context.symmetry.groups if group.proved]
-    rows = row_means(context, [group.taps[-1] for group in groups if group.taps and group.taps[-1].key in statistics])
     report = context.progress("organize", 2 * len(groups), "groups")
     (folder / "correlation").mkdir()
-    found: dict[str, _Found] = {}
+    found = _from_weights(context, groups)
+    rows = row_means(context, [group.taps[-1] for group in groups if group.taps and group.taps[-1].key in statistics])
     for number, group in enumerate(groups):
-        alike = similarity(context, group, statistics)
-        plain = {name: plain_order(context, group, name, canonical.orders) for name in PLAIN_ORDERS}
-        facts = {"similarity": None, "modules": [], "labels": [-1] * group.size,
-                 "canonical_ties": canonical.unresolved.get(group.name, 0),
-                 "nodesort_overflow": int(nodesort_overflow(unit_weights(context, group)).sum()),
-                 "unavailable": None if alike else _why_not(context, group)}
-        found[group.name] = _Found(plain, {}, None, None, facts)
-        if alike:
-            np.save(folder / "correlation" / f"{group.name}.npy", alike.whole.astype(np.float32))
-            if alike.kind == "pearson":
-                facts["classes"] = _by_class(context, group, statistics, folder / "classes" / group.name)
-            _see(context, group, alike, statistics, rows, found[group.name])
+        _from_activations(context, group, statistics, rows, found[group.name], folder)
         report(number + 1)
-    facts = {name: one.facts for name, one in found.items()}
-    links = _coordinate(context, groups, found)
+    coordination = _coordinate(context, groups, found)
     for number, group in enumerate(groups):
         one = found[group.name]
         if one.labels is not None:
             one.facts |= judged(context, group, similarity(context, group, statistics), one.orders, one.half)
         report(len(groups) + number + 1)
-    chosen = policies({name: one.orders for name, one in found.items()}, facts)
+    _add_policies(found)
+    _write(folder, found)
+    labels = {name: one.labels for name, one in found.items() if one.labels is not None}
+    (folder / "organize.json").write_text(json.dumps({
+        "groups": {name: one.facts for name, one in found.items()}, "coordination": coordination,
+        "interactions": interaction_facts(context, groups, labels)}))
+
+
+def _from_weights(context: Context, groups: Sequence[SymmetryGroup]) -> dict[str, _Found]:
+    """Return what is known of each group without activations: the plain orders, and what they leave open."""
+    canonical = canonical_orders(context.symmetry, context.checkpoint.tensors)
+    return {group.name: _Found({name: plain_order(context, group, name, canonical.orders) for name in PLAIN_ORDERS}, {}, None,
+                               None, {"similarity": None, "modules": [], "labels": [-1] * group.size,
+                                      "canonical_ties": canonical.unresolved.get(group.name, 0),
+                                      "nodesort_overflow": int(nodesort_overflow(unit_weights(context, group)).sum())})
+            for group in groups}
+
+
+def _from_activations(context: Context, group: SymmetryGroup, statistics: StoredStatistics, rows: RowMeans, one: _Found,
+                      folder: Path) -> None:
+    """Write the correlations of a group, and add what they tell; or say why there are none."""
+    alike = similarity(context, group, statistics)
+    one.facts["unavailable"] = None if alike else _why_not(context, group)
+    if not alike:
+        return
+    np.save(folder / "correlation" / f"{group.name}.npy", alike.whole.astype(np.float32))
+    if alike.kind == "pearson":
+        one.facts["classes"] = _by_class(context, group, statistics, folder / "classes" / group.name)
+    _see(context, group, alike, statistics, rows, one)
+
+
+def _add_policies(found: Mapping[str, _Found]) -> None:
+    """Add the order that each policy takes for each group, and why."""
+    chosen = policies({name: one.orders for name, one in found.items()}, {name: one.facts for name, one in found.items()})
     for objective, by_group in chosen.items():
         for name, (order, why) in by_group.items():
             found[name].orders[objective] = order
             found[name].facts.setdefault("policies", {})[objective] = why
-    _write(folder, found)
-    labels = {name: one.labels for name, one in found.items() if one.labels is not None}
-    (folder / "organize.json").write_text(json.dumps({"groups": facts, "coordination": links,
-                                                      "interactions": interaction_facts(context, groups, labels)}))
 
 
 def _write(folder: Path, found: Mapping[str, _Found]) -> None:
@@ -116,13 +132,14 @@ def _coordinate(context: Context, groups: Sequence[SymmetryGroup], found: Mappin
     """Add the coordinated orders of all groups with modules; return how well matrices line up, before and after."""
     known = {name: one for name, one in found.items() if one.labels is not None}
     seen = [group for group in groups if group.name in known]
-    orders, links = coordinated(context, seen, {name: one.orders["portfolio"] for name, one in known.items()},
-                                {name: one.labels for name, one in known.items()})
-    halves, _ = coordinated(context, seen, {name: one.half["portfolio"] for name, one in known.items()},
-                            {name: one.half_labels for name, one in known.items()})
+    between = links(seen, context.checkpoint.tensors)
+    whole = coordinate_groups(seen, between, {name: one.orders["portfolio"] for name, one in known.items()},
+                              labels={name: one.labels for name, one in known.items()})
+    half = coordinate_groups(seen, between, {name: one.half["portfolio"] for name, one in known.items()},
+                             labels={name: one.half_labels for name, one in known.items()})
     for name, one in known.items():
-        one.orders["coordinated"], one.half["coordinated"] = orders[name], halves[name]
-    return links
+        one.orders["coordinated"], one.half["coordinated"] = whole.orders[name], half.orders[name]
+    return whole.to_json()
 
 
 def _dimension(group: SymmetryGroup, statistics: StoredStatistics, alike: Similarity,

@@ -168,10 +168,8 @@ def test_levels_are_nested_and_found_where_they_are_planted(pairs):
     if pairs == "absolute":
         x = x * np.where(np.random.default_rng(1).random(fine.size) < 0.5, -1, 1)
     c, halves = halved(x)
-    whole = denoise(c, len(x), weak=True)
-    split = tuple(denoise(half, len(x) // 2, count=whole.strong, weak=True) for half in halves)
     found = partition(c, samples=len(x), halves=halves, clustering=Clustering(pairs=pairs))
-    levels = hierarchy(found, whole, split, absolute=pairs == "absolute")
+    levels = hierarchy(found, absolute=pairs == "absolute")
     assert any(np.array_equal(level.labels, found.labels) for level in levels)
     assert [level.resolution for level in levels] == sorted(level.resolution for level in levels)
     for above, below in zip(levels, levels[1:], strict=False):
@@ -182,7 +180,8 @@ def test_levels_are_nested_and_found_where_they_are_planted(pairs):
         assert max(ari(truth, level.labels) for level in levels) > 0.97
     read = json.loads(json.dumps([level.to_json() for level in levels]))
     assert set(read[0]) == {"resolution", "stability", "labels"} and len(read) == len(levels)
-    assert [level.resolution for level in hierarchy(found, whole)] == [found.resolution]
+    alone = partition(c, samples=len(x), clustering=Clustering(pairs=pairs))
+    assert [level.resolution for level in hierarchy(alone)] == [alone.resolution]
 
 
 @pytest.mark.parametrize(("c", "samples", "words"), [

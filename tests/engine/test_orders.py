@@ -366,8 +366,8 @@ def test_units_inside_heads_follow_the_stream_and_leave_it_where_it_is():
                             (place("v", 1, np.arange(stream)[:, None]), place("mlp", 1, np.arange(stream)[:, None])), (), True),
               SymmetryGroup("h", "units", 10, 1, None, (place("mlp", 0, np.arange(10)[:, None]),), (), True))
     orders = {g.name: Permutation.identity(g.size) for g in groups}
-    found = coordinate_groups(groups, tensors, orders)
-    outer = coordinate_groups(groups[1:], tensors, {name: order for name, order in orders.items() if name != "v"})
+    found = coordinate_groups(groups, links(groups, tensors), orders)
+    outer = coordinate_groups(groups[1:], links(groups[1:], tensors), {name: orders[name] for name in ("heads", "stream", "h")})
     assert found.orders["v"].keeps_blocks(heads) and not found.orders["v"].is_identity
     assert all(found.orders[name] == outer.orders[name] for name in ("heads", "stream", "h"))
     assert len(found.after) == 3 and np.mean(found.after) > np.mean(found.before)
