@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from cipm.trace import run
 
 __all__ = ["Statistics", "StoredStatistics", "carried_by", "collect_shard", "collect_statistics", "collection_facts",
            "collection_notes",
-           "collection_plan", "read_statistics", "shard_ranges", "why_not_by_class", "why_not_collected"]
+           "collection_plan", "observed_tap", "read_statistics", "shard_ranges", "why_not_by_class", "why_not_collected"]
 
 MOST_MATRICES = 100
 """Most classes of which each has a correlation matrix."""
@@ -59,13 +59,14 @@ def collect_shard(context: Context, folder: Path) -> None:
 
 
 def collection_plan(context: Context) -> CollectionPlan:
-    """Return which taps are collected in which pass: those of proved groups no wider than max_width, one for each place."""
+    """Return which taps are collected in which pass: those of proved groups no wider than max_width, one for each place. Of
+    units that carry smaller ones every element is collected for itself."""
     groups = context.symmetry.groups
-    read = [group for group in groups if group.proved and group.size <= context.options.max_width
-            and not carried_by(groups, group)]
     chosen: dict[str, Tap] = {}
-    for tap in (tap for group in read for tap in group.taps):
-        chosen.setdefault(tap.key, tap)
+    for group in (group for group in groups if group.proved):
+        for tap in group.taps if carried_by(groups, group) is None else [observed_tap(groups, group)]:
+            if len(tap.index) <= context.options.max_width:
+                chosen.setdefault(tap.key, tap)
     return plan_collection(list(chosen.values()), memory=context.options.statistics_memory * MIB, by_class=_by_class(context),
                            **_measures(context))
 
@@ -138,7 +139,8 @@ def _label_notes(context: Context) -> list[str]:
 
 def why_not_collected(context: Context, group: SymmetryGroup) -> str | None:
     """Return in words why a tap of the group was left out for want of memory, or None where none was."""
-    keys = {tap.key for tap in group.taps}
+    seen = observed_tap(context.symmetry.groups, group)
+    keys = {tap.key for tap in (*group.taps, *([seen] if seen else []))}
     return next((entry["words"] for entry in collection_facts(context)["left_out"] if entry["key"] in keys), None)
 
 
@@ -149,6 +151,14 @@ def carried_by(groups: tuple[SymmetryGroup, ...], group: SymmetryGroup) -> Symme
     place = (group.taps[-1].value, group.taps[-1].axis)
     inner = [g for g in groups if g.parent == group.name and any((t.value, t.axis) == place for t in g.taps)]
     return inner[0] if inner else None
+
+
+def observed_tap(groups: tuple[SymmetryGroup, ...], group: SymmetryGroup) -> Tap | None:
+    """Return the tap whose statistics tell of a group: its last one; for units that carry smaller ones (heads) with all their
+    elements one by one, unit by unit."""
+    if not group.taps or carried_by(groups, group) is None:
+        return group.taps[-1] if group.taps else None
+    return replace(group.taps[-1], index=group.taps[-1].index.reshape(-1, 1))
 
 
 def _rows(context: Context) -> tuple[int, int]:

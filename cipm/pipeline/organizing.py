@@ -13,7 +13,7 @@ import numpy as np
 from cipm.modules import effective_dimension, neighbour_dimension, redundancy
 from cipm.ordering import canonical_orders, coordinate_groups, links, nodesort_overflow
 from cipm.pipeline.activity import activity_facts, class_correlations, class_means
-from cipm.pipeline.collecting import read_statistics, why_not_by_class, why_not_collected
+from cipm.pipeline.collecting import observed_tap, read_statistics, why_not_by_class, why_not_collected
 from cipm.pipeline.context import Context
 from cipm.pipeline.found_modules import interaction_facts, module_facts, partition_of
 from cipm.pipeline.orders import PLAIN_ORDERS, Orders, judged, plain_order, policies, seen_orders, unit_weights
@@ -160,7 +160,9 @@ def _why_not(context: Context, group: SymmetryGroup) -> str:
                 "by side.")
     if not group.taps:
         return "No value of the graph shows these units alone, so their activations cannot be read."
-    if group.size > context.options.max_width:
-        return f"The group has {group.size} units, more than max_width = {context.options.max_width}."
-    return why_not_collected(context, group) or ("Its units carry smaller ones that several of them share; no similarity is "
-                                                 "defined for such units yet.")
+    most, elements = context.options.max_width, len(observed_tap(context.symmetry.groups, group).index)
+    if group.size > most:
+        return f"The group has {group.size} units, more than max_width = {most}."
+    if elements > most:
+        return f"Its {group.size} units have {elements} elements in all, more than max_width = {most}."
+    return why_not_collected(context, group) or "Nothing was collected where its units stand."

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cache
 from math import factorial, log10
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from cipm.permutation import Permutation, Plan, View, compose
 from cipm.pipeline import RUN
 from cipm.pipeline.collecting import collection_notes
 from cipm.pipeline.context import Context
+from cipm.pipeline.organizing import _why_not
 from cipm.statistics.collect import collect
 from cipm.symmetry import CHOSEN_WORDS, Symmetry, discover_groups, lined_up, prove, random_member, refine, symmetry_from_json
 from cipm.testing.models import quiet
@@ -381,22 +383,45 @@ def test_units_that_an_input_chooses_are_seen() -> None:
 
 def test_units_of_chosen_experts_have_modules_and_orders(tmp_path: Path) -> None:
     checkpoint, symmetry = proved("ranked")
-    checkpoint = checkpoint.with_tensors({key: tensor.detach() for key, tensor in checkpoint.tensors.items()})
     inner, = [group for group in symmetry.groups if group.stacked]
-    np.savez(tmp_path / "probe.npz", x=np.random.default_rng(0).integers(0, 11, (40, 6)))
-    done: dict[str, Path] = {}
-    for stage in ("discover", "probe", "collect", "organize"):
-        (tmp_path / stage).mkdir()
-        context = Context({"probe": str(tmp_path / "probe.npz"), "kind": "analyze"}, parse_options({}), dict(done),
-                          lambda event: None, {"checkpoint": checkpoint})
-        RUN[stage](context, tmp_path / stage)
-        done[stage] = tmp_path / stage
-    facts = json.loads((tmp_path / "organize" / "organize.json").read_text())["groups"]
+    context, facts = organized(checkpoint, np.random.default_rng(0).integers(0, 11, (40, 6)), tmp_path)
     assert facts[inner.name]["unavailable"] is None and facts[inner.name]["similarity"] == "pearson"
     assert facts[inner.parent]["similarity"] == "linear CKA"
     order = np.load(tmp_path / "organize" / "orders" / inner.name / "importance.npy")
     assert Permutation(order).keeps_blocks(3) and facts[inner.name]["activity"]["samples"] == 40
-    assert CHOSEN_WORDS in collection_notes(replace(context, folders=done))
+    assert CHOSEN_WORDS in collection_notes(context)
+
+
+def test_key_value_groups_are_compared_by_all_that_their_query_heads_give(tmp_path: Path) -> None:
+    network = NETWORKS["llama_rotary"]
+    checkpoint, words = as_checkpoint(network.make(), network.example()), np.random.default_rng(0).integers(0, 17, (30, 6))
+    context, facts = organized(checkpoint, words, tmp_path)
+    group = next(g for g in context.symmetry.groups if g.kind == "heads" and g.size == 2)
+    assert facts[group.name]["similarity"] == "linear CKA" and facts[group.name]["unavailable"] is None
+    tap, seen = group.taps[-1], []
+    run(checkpoint.graph, context.checkpoint.tensors, checkpoint.constants,
+        {checkpoint.graph.inputs[0].name: torch.from_numpy(words)}, observe={tap.value: seen.append})
+    c = np.cov(seen[0].movedim(tap.axis, -1).flatten(0, -2).double().detach().numpy().T)
+    one, other = tap.index
+    norm = np.linalg.norm
+    expected = norm(c[np.ix_(one, other)]) ** 2 / (norm(c[np.ix_(one, one)]) * norm(c[np.ix_(other, other)]))
+    assert np.load(tmp_path / "organize" / "correlation" / f"{group.name}.npy")[0, 1] == pytest.approx(expected, rel=1e-3)
+    wider = replace(context, options=parse_options({"max_width": 16}))
+    assert _why_not(wider, group) == "Its 2 units have 48 elements in all, more than max_width = 16."
+
+
+def organized(checkpoint: Checkpoint, probe: np.ndarray, folder: Path) -> tuple[Context, dict[str, Any]]:
+    """Run the stages up to `organize` in the folder; return their context and what is said of each group."""
+    checkpoint = checkpoint.with_tensors({key: tensor.detach() for key, tensor in checkpoint.tensors.items()})
+    np.savez(folder / "probe.npz", x=probe)
+    done: dict[str, Path] = {}
+    for stage in ("discover", "probe", "collect", "organize"):
+        (folder / stage).mkdir()
+        context = Context({"probe": str(folder / "probe.npz"), "kind": "analyze"}, parse_options({}), dict(done),
+                          lambda event: None, {"checkpoint": checkpoint})
+        RUN[stage](context, folder / stage)
+        done[stage] = folder / stage
+    return replace(context, folders=done), json.loads((folder / "organize" / "organize.json").read_text())["groups"]
 
 
 def test_an_export_computes_the_same_and_comes_back(tmp_path: Path) -> None:
