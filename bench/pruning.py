@@ -35,7 +35,7 @@ from cipm.allocation import even
 from cipm.export import export_pruned
 from cipm.load import load
 from cipm.load.checkpoint import Checkpoint
-from cipm.pruning import shrink
+from cipm.pruning import Curve, shrink
 from cipm.pruning.again import refit_again
 from cipm.pruning.consumers import consumers
 from cipm.pruning.counts import parameter_count
@@ -90,9 +90,9 @@ class Ours:
         count = parameter_count(self.checkpoint, self.symmetry)
         return next(sizes for sizes in map(self.evenly, np.linspace(1, 0.01, 500)) if count(sizes) <= parameters)
 
-    def pruned(self, sizes: Mapping[str, int], *, again: bool = False) -> Checkpoint:
-        """Return the smaller model with so many units of each group, chosen by the curves alone, or perhaps again."""
-        keep = {name: self.curves[name].kept(size) for name, size in sizes.items()}
+    def pruned(self, sizes: Mapping[str, int], *, again: bool = False, curves: Mapping[str, Curve] | None = None) -> Checkpoint:
+        """Return the smaller model with so many units of each group, chosen by curves (its own) alone, or perhaps again."""
+        keep = {name: (curves or self.curves)[name].kept(size) for name, size in sizes.items()}
         if again:
             made, keep, _ = refit_again(self.labels, self.found, self.groups, keep, self.curvature, self.rows, aims=self.aims)
         else:
@@ -108,7 +108,7 @@ def table(title: str, subjects: Sequence[Subject], shares: Sequence[float]) -> S
     kind = "accuracy, %" if subjects[0].score == "accuracy" else "cross-entropy and perplexity"
     print(f"\n{title}: {kind}, whole {_score(float(base), subjects[0])} ({len(subjects)} networks); "
           "parameters left in brackets")
-    print(f"  {'removed of every group':<40}" + "".join(f"{share:>21.0%}" for share in shares))
+    print(f"  {'removed of every group':<40}" + "".join(f"{share:>22.0%}" for share in shares))
     peers: dict[str, Callable[[Subject, float], nn.Module]] = {
         f"Torch-Pruning {kind}": lambda subject, share, kind=kind: torch_pruning(subject, kind, share) for kind in KINDS}
     peers["neuron merging"] = lambda subject, share: merged(subject.model, share)
@@ -141,7 +141,7 @@ def _line(name: str, subjects: Sequence[Subject], cells: Sequence[Sequence[tuple
     scores, text = [], ""
     for cell in cells:
         scores.append(float(np.mean([subject.judge(logits) for subject, (logits, _) in zip(subjects, cell, strict=True)])))
-        text += f"{_score(scores[-1], subjects[0]):>11} ({np.mean([count for _, count in cell]):>7,.0f})"
+        text += f"{_score(scores[-1], subjects[0]):>12} ({np.mean([count for _, count in cell]):>7,.0f})"
     print(f"  {name:<40}" + text, flush=True)
     return scores
 
@@ -216,5 +216,4 @@ def main(words: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.remove(str(Path(__file__).resolve().parent))  # numba takes bench/coverage.py for the package of that name
     main(sys.argv[1:])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,8 +16,6 @@ import torch.nn.functional as F
 from peers.subjects import Subject, cnn, digits, language, mlp
 from scipy.stats import spearmanr
 from torch import Tensor
-
-sys.path.remove(str(Path(__file__).resolve().parent))  # numba takes bench/coverage.py for the package of that name
 
 from cipm.load.checkpoint import Checkpoint
 from cipm.pruning import shrink
@@ -105,6 +102,7 @@ def cut(one: Known, checkpoint: Checkpoint, symmetry: Symmetry, name: str, share
 
 
 def main(parts: list[str]) -> None:
+    """Print the parts asked for."""
     if "digits" in parts or not parts:
         predictions("digits MLP", Known(digits(mlp, 0), 600, 400))
         predictions("digits CNN", Known(digits(cnn, 0), 600, 400))
