@@ -72,7 +72,8 @@ def machine() -> str:
 def read(document: Path) -> dict[str, str]:
     """Return the sections that the page has, by name."""
     text = document.read_text() if document.exists() else ""
-    return {part.split("\n", 1)[0].removeprefix("## "): part for part in re.split(r"^(?=## )", text, flags=re.M)[1:]}
+    parts = [part.rstrip() + "\n" for part in re.split(r"^(?=## )", text, flags=re.M)[1:]]
+    return {part.split("\n", 1)[0].removeprefix("## "): part for part in parts}
 
 
 if __name__ == "__main__":

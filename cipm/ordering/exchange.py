@@ -56,11 +56,66 @@ def _exchange(c, block, share, kernel, total, squares, weights, sweeps, reach, m
 
     `share` is one over the number of entries of each block, `kernel` the weight of a distance in banded anti-Robinson. For
     every pair the changes of the sums behind the three scores are found: `here` of the near pairs, `beside` of the
-    neighbours, `first` and `second` of the two rows of blocks.
+    neighbours, `first` and `second` of the two rows of blocks. One function with others inside, because compiled ones of this
+    package do not call each other.
     """
     n, grid = c.shape[0], share.shape[0]
     order, sums = np.arange(n), np.zeros((grid, grid))
     first, second = np.empty(grid), np.empty(grid)
+
+    def nearer(p, q):
+        here = np.float32(0)
+        for k in range(p):
+            here += (c[q, k] - c[p, k]) * (kernel[p - k] - kernel[q - k])
+        for k in range(p + 1, q):
+            here += (c[q, k] - c[p, k]) * (kernel[k - p] - kernel[q - k])
+        for k in range(q + 1, n):
+            here += (c[q, k] - c[p, k]) * (kernel[k - p] - kernel[k - q])
+        return here
+
+    def neighbours(p, q):
+        beside = np.float32(0)
+        for side in (-1, 1):
+            if 0 <= p + side < n and p + side != q:
+                beside += c[q, p + side] - c[p, p + side]
+            if 0 <= q + side < n and q + side != p:
+                beside += c[p, q + side] - c[q, q + side]
+        return beside
+
+    def row_sums(p, q, bp, bq):
+        at = 0
+        for b in range(grid):
+            moved = np.float32(0)
+            start = at
+            while at < n and block[at] == b:
+                at += 1
+            for k in range(start, at):
+                moved += c[q, k] - c[p, k]
+            if b == bp:
+                moved -= c[q, p]
+            if b == bq:
+                moved += c[p, q]
+            first[b] = sums[bp, b] + moved
+            second[b] = sums[bq, b] - moved
+        own, other = first[bp] - sums[bp, bp], second[bq] - sums[bq, bq]
+        first[bp], second[bq] = sums[bp, bp] + 2 * own, sums[bq, bq] + 2 * other
+        first[bq] = second[bp] = sums[bp, bq] + (first[bq] - sums[bp, bq]) - own
+
+    def explains(bp, bq):
+        gained = 0.0
+        for b in range(grid):
+            twice = 1.0 if b == bp or b == bq else 2.0
+            gained += twice * (share[bp, b] * (first[b] * first[b] - sums[bp, b] * sums[bp, b])
+                               + share[bq, b] * (second[b] * second[b] - sums[bq, b] * sums[bq, b]))
+        return gained
+
+    def swap(p, q):
+        for k in range(n):
+            c[p, k], c[q, k] = c[q, k], c[p, k]
+        for k in range(n):
+            c[k, p], c[k, q] = c[k, q], c[k, p]
+        order[p], order[q] = order[q], order[p]
+
     near, path, widest = 0.0, 0.0, 0.0
     for i in range(n):
         for j in range(n):
@@ -83,42 +138,10 @@ def _exchange(c, block, share, kernel, total, squares, weights, sweeps, reach, m
             for p in range(moving - apart):
                 q = p + apart
                 bp, bq = block[p], block[q]
-                here, beside = np.float32(0), np.float32(0)
-                for k in range(p):
-                    here += (c[q, k] - c[p, k]) * (kernel[p - k] - kernel[q - k])
-                for k in range(p + 1, q):
-                    here += (c[q, k] - c[p, k]) * (kernel[k - p] - kernel[q - k])
-                for k in range(q + 1, n):
-                    here += (c[q, k] - c[p, k]) * (kernel[k - p] - kernel[k - q])
-                for side in (-1, 1):
-                    if 0 <= p + side < n and p + side != q:
-                        beside += c[q, p + side] - c[p, p + side]
-                    if 0 <= q + side < n and q + side != p:
-                        beside += c[p, q + side] - c[q, q + side]
-                gained = 0.0
+                here, beside, gained = nearer(p, q), neighbours(p, q), 0.0
                 if bp != bq:
-                    at = 0
-                    for b in range(grid):
-                        moved = np.float32(0)
-                        start = at
-                        while at < n and block[at] == b:
-                            at += 1
-                        for k in range(start, at):
-                            moved += c[q, k] - c[p, k]
-                        if b == bp:
-                            moved -= c[q, p]
-                        if b == bq:
-                            moved += c[p, q]
-                        first[b] = sums[bp, b] + moved
-                        second[b] = sums[bq, b] - moved
-                    own, other = first[bp] - sums[bp, bp], second[bq] - sums[bq, bq]
-                    first[bp], second[bq] = sums[bp, bp] + 2 * own, sums[bq, bq] + 2 * other
-                    between = sums[bp, bq] + (first[bq] - sums[bp, bq]) - own
-                    first[bq] = second[bp] = between
-                    for b in range(grid):
-                        twice = 1.0 if b == bp or b == bq else 2.0
-                        gained += twice * (share[bp, b] * (first[b] * first[b] - sums[bp, b] * sums[bp, b])
-                                           + share[bq, b] * (second[b] * second[b] - sums[bq, b] * sums[bq, b]))
+                    row_sums(p, q, bp, bq)
+                    gained = explains(bp, bq)
                 new = (weights[0] * np.log(max((explained + gained - flat) / spread, 1e-9))
                        - weights[1] * np.log(max(widest - near - 2 * here, 1e-9))
                        - weights[2] * np.log(max(n - 1 - path - beside, 1e-9)))
@@ -132,11 +155,7 @@ def _exchange(c, block, share, kernel, total, squares, weights, sweeps, reach, m
                         for b in range(grid):
                             sums[bp, b] = sums[b, bp] = first[b]
                             sums[bq, b] = sums[b, bq] = second[b]
-                    for k in range(n):
-                        c[p, k], c[q, k] = c[q, k], c[p, k]
-                    for k in range(n):
-                        c[k, p], c[k, q] = c[k, q], c[k, p]
-                    order[p], order[q] = order[q], order[p]
+                    swap(p, q)
         if changes == 0:
             break
     return order
