@@ -78,7 +78,7 @@ def sparse_orders(symmetry: Symmetry, checkpoint: Checkpoint, *, n: int = 2, m: 
     readers, _ = _weights(symmetry, checkpoint, m)
     found = {}
     for group in symmetry.groups:
-        tables = [_columns(_scores(checkpoint, key, axis, of, objective)[0], axis, place)
+        tables = [_columns(_scores(checkpoint, key, axis, of, objective)[0], place)
                   for (key, axis), of in readers.items() for place in _places_of(group, of) if _in_runs(place, m)]
         if tables:
             found[group.name] = sparsity_order(tables, n=n, m=m, blocks=group.blocks, seed=seed, escapes=escapes)
@@ -189,7 +189,10 @@ def _places_of(group: SymmetryGroup, of: Readings) -> list[Place]:
 
 
 def _in_runs(place: Place, m: int) -> bool:
-    """Tell whether every m neighbouring units are m neighbours, at the start of a run, for each of their elements."""
+    """Tell whether every m neighbouring units are m neighbours, at the start of a run, for each of their elements; in a stack,
+    within every slice."""
+    if place.view is not None and place.view.shape[place.view.axes[-1]] % m:
+        return False
     units = np.arange(len(place.index))
     heads = place.index[units // m * m]
     short = units.size % m
@@ -197,9 +200,9 @@ def _in_runs(place: Place, m: int) -> bool:
                 and (not short or (heads[-1] + short == place.length).all()))
 
 
-def _columns(scores: np.ndarray, axis: int, place: Place) -> np.ndarray:
+def _columns(scores: np.ndarray, place: Place) -> np.ndarray:
     """Return the scores of a weight as [rows, units], a row for each output, kernel position and element of the units."""
-    by_unit = np.moveaxis(scores, axis, 0)[place.index]
+    by_unit = place.line_up(scores)[place.index]
     return by_unit.reshape(len(place.index), -1).T
 
 

@@ -16,6 +16,7 @@ from cipm.pruning.curvature import curvatures
 from cipm.pruning.kept import Labels
 from cipm.pruning.network import group_curves, prunable
 from cipm.pruning.sequence import Rows, read_aims, read_moments, refit
+from cipm.pruning.sparse_model import sparse_orders, sparsify
 from cipm.symmetry import Symmetry, SymmetryGroup, discover_groups, prove
 from cipm.testing.networks import as_checkpoint
 from cipm.trace import run
@@ -145,3 +146,17 @@ def test_each_expert_keeps_units_of_its_own_in_the_smaller_model() -> None:
     made = shrink(checkpoint, symmetry, {units_of(symmetry).name: keep})
     assert made.max_rel <= 1e-10 and tuple(made.checkpoint.tensors["up"].shape) == (EXPERTS, 3, 6)
     assert torch.equal(made.checkpoint.tensors["down"][1], checkpoint.tensors["down"][1][:, keep[3:6] - UNITS])
+
+
+def test_two_of_four_is_kept_in_every_expert_in_an_order_of_its_own() -> None:
+    checkpoint, symmetry, _ = layer()
+    found = sparse_orders(symmetry, checkpoint)
+    order = found[units_of(symmetry).name].order
+    assert order.keeps_blocks(EXPERTS)
+    made = sparsify(checkpoint, symmetry, {units_of(symmetry).name: order})
+    weight, = [one for one in made.weights if one.tensor == "down"]
+    assert (weight.axis, made.masks["down"].unflatten(2, (-1, 4)).sum(-1).unique().tolist()) == (2, [2])
+    moved = order.order.reshape(EXPERTS, UNITS) % UNITS
+    size = torch.stack([checkpoint.tensors["down"][expert][:, moved[expert]] for expert in range(EXPERTS)]).abs()
+    best = float(size.unflatten(2, (-1, 4)).topk(2).values.double().sum())
+    assert weight.retained == pytest.approx(best, rel=1e-5) and weight.retained > weight.retained_before
