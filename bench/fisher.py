@@ -17,7 +17,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from peers.subjects import DATA, Subject, cifar, cnn, digits, language
+from peers.subjects import Subject, cifar, cnn, digits, language, print_tables
 from pruning import Ours
 from scipy.stats import spearmanr
 from torch import Tensor
@@ -120,14 +120,5 @@ TABLES: dict[str, Callable[[], object]] = {
 }
 
 
-def main(words: Sequence[str]) -> None:
-    """Print the tables asked for."""
-    for name in list(words) or TABLES:
-        if name != "digits" and not DATA.is_dir():
-            print(f"\n{name}: its real data and weights (../shared/data) are not here")
-        else:
-            TABLES[name]()
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    print_tables(sys.argv[1:], TABLES, ("resnet", "language"))

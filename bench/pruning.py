@@ -27,7 +27,7 @@ import numpy as np
 import onnxruntime
 import torch
 from peers.importances import KINDS, merged, torch_pruning
-from peers.subjects import DATA, Logits, Subject, cifar, cnn, digits, language, mlp, mnist
+from peers.subjects import Logits, Subject, cifar, cnn, digits, language, mlp, mnist, print_tables
 from peers.timing import fastest
 from torch import nn
 
@@ -208,11 +208,7 @@ REAL = ("mnist", "resnet", "language", "speed")
 def main(words: Sequence[str]) -> None:
     """Print the tables asked for."""
     print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}")
-    for name in list(words) or TABLES:
-        if name in REAL and not DATA.is_dir():
-            print(f"\n{name}: its real data and weights (../shared/data) are not here")
-        else:
-            TABLES[name]()
+    print_tables(words, TABLES, REAL)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,15 @@ class Subject:
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the mean cross-entropy."""
         return F.cross_entropy(self.model(x).flatten(0, -2), y.flatten())
+
+
+def print_tables(words: Sequence[str], tables: Mapping[str, Callable[[], object]], real: Collection[str]) -> None:
+    """Print the tables asked for, or all; of those that need `real` data, where it is missing, that it is."""
+    for name in list(words) or tables:
+        if name in real and not DATA.is_dir():
+            print(f"\n{name}: its real data and weights (../shared/data) are not here")
+        else:
+            tables[name]()
 
 
 def mlp() -> nn.Module:
