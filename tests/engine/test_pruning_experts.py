@@ -16,6 +16,7 @@ from cipm.pruning.curvature import curvatures
 from cipm.pruning.kept import Labels
 from cipm.pruning.network import group_curves, prunable
 from cipm.pruning.sequence import Rows, read_aims, read_moments, refit
+from cipm.pruning.shrink import left_out
 from cipm.pruning.sparse_model import sparse_orders, sparsify
 from cipm.symmetry import Symmetry, SymmetryGroup, discover_groups, prove
 from cipm.testing.networks import as_checkpoint
@@ -146,6 +147,23 @@ def test_each_expert_keeps_units_of_its_own_in_the_smaller_model() -> None:
     made = shrink(checkpoint, symmetry, {units_of(symmetry).name: keep})
     assert made.max_rel <= 1e-10 and tuple(made.checkpoint.tensors["up"].shape) == (EXPERTS, 3, 6)
     assert torch.equal(made.checkpoint.tensors["down"][1], checkpoint.tensors["down"][1][:, keep[3:6] - UNITS])
+
+
+def test_an_expert_and_units_of_the_others_go_together() -> None:
+    checkpoint, symmetry, rows = layer()
+    group, one = units_of(symmetry), reader(checkpoint, symmetry)
+    keep = {group.name: np.concatenate([np.arange(5) + UNITS * expert for expert in range(EXPERTS)]), group.parent: [0, 2, 3]}
+    made = shrink(checkpoint, symmetry, keep)
+    assert made.max_rel <= 1e-10 and tuple(made.checkpoint.tensors["down"].shape) == (3, 6, 5)
+    kept = Labels.of(checkpoint, symmetry).what_stays(keep)
+    assert np.array_equal(one.staying(kept), np.concatenate([np.arange(5) + UNITS * expert for expert in (0, 2, 3)]))
+    refitted, _ = refit(checkpoint, symmetry, kept, rows, found=[one])
+    masks = dict(left_out(checkpoint.graph, kept))
+    cut = checkpoint.with_tensors({key: kept.zeroed(tensor, key) for key, tensor in checkpoint.tensors.items()})
+    whole = run(checkpoint.graph, checkpoint.tensors, {}, rows[1])[0]
+    lost = [float((run(model.graph, model.tensors, {}, rows[1], intervene=masks)[0] - whole).square().sum())
+            for model in (refitted, cut)]
+    assert lost[0] < 0.5 * lost[1]
 
 
 def test_two_of_four_is_kept_in_every_expert_in_an_order_of_its_own() -> None:
