@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cipm.compiled import one_thread
 from cipm.errors import OptionError
 from cipm.load import Checkpoint
 from cipm.pipeline.context import Context, batches, fixed_rows
@@ -29,6 +31,8 @@ FIT_NUMBERS = 2**26
 AIM_NUMBERS = 2**26
 """Most numbers of what the whole model gives at its consumers that are kept from one refit to the next (256 MB); of a larger
 model they are computed anew for each."""
+SMALL = 1e11
+"""Floating-point operations of a refit below which threads would wait for each other more than they work."""
 CHOSEN_AGAIN = "Units were chosen anew, group by group, on what the smaller and refitted layers before them give."
 Units = Mapping[str, Sequence[int]]
 
@@ -115,6 +119,10 @@ class Refitter:
         fewer = [] if self.fit_rows >= min(FIT_ROWS, there) else [
             f"Weights were refitted on {self.fit_rows} of {there} rows, because a refit runs both models over them."]
         return [*fewer, *self.reference.notes]
+
+    def threads(self) -> AbstractContextManager[None]:
+        """Return the context to refit in: one thread where there is little to do."""
+        return one_thread() if self.work <= SMALL else nullcontext()
 
     @property
     def work(self) -> float:

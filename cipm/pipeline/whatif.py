@@ -7,14 +7,12 @@ rows, so that fitting cannot flatter it.
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cipm.allocation import SESSION_FILE, Session, read_session, write_session
-from cipm.compiled import one_thread
 from cipm.pipeline.context import Context
 from cipm.pipeline.pruning import Pruner
 from cipm.pipeline.refitting import Refitter
@@ -22,15 +20,13 @@ from cipm.pipeline.session import session_facts, wholes_planned
 from cipm.pipeline.streams import turned_for
 from cipm.symmetry import SymmetryGroup
 
-SMALL = 2e11
-"""Floating-point operations of a refit that one thread does in a few seconds: a worker starts its next process meanwhile."""
-
 
 def whatif(context: Context, folder: Path) -> None:
     """Compute the curve of every group, measure a few points of each and a few whole networks, and predict the rest."""
     pruner = Pruner(context, wholes_planned(context))
-    session = session_facts(pruner)
-    groups = {group.name: _whatif_of(pruner, group) for group in context.symmetry.groups}
+    with pruner.refitter.threads():
+        session = session_facts(pruner)
+        groups = {group.name: _whatif_of(pruner, group) for group in context.symmetry.groups}
     facts = {"baseline": session["baseline"], "notes": pruner.refitter.notes, "groups": groups}
     (folder / "whatif.json").write_text(json.dumps(facts, allow_nan=False))
     write_session(folder, session)
@@ -43,7 +39,7 @@ def measure(context: Context, folder: Path) -> None:
     sizes = session.checked(context.request["keep"])
     context, units, said = turned_for(context, session, sizes)
     refitter = Refitter(context, rows=known["rows"])
-    with one_thread() if refitter.work <= SMALL else nullcontext():
+    with refitter.threads():
         made = refitter.made(units)
     facts = {"keep": sizes, **made.measured, "predicted": session.losses(sizes), "notes": [*said, *made.notes]}
     (folder / "measure.json").write_text(json.dumps(facts, allow_nan=False))
