@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 import torch
+from discovered import trace
 from sample_models import save_hub
-from test_symmetry import trace
 from torch import nn
 
 from cipm.errors import OptionError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_symmetry import proved, trace
+from discovered import proved, trace
 from torch import nn
 from torch.nn import functional as F
 

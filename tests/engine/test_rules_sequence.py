@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from discovered import proved, trace
 from rule_models import Between, Experts, Recurrent, Rotary, Unrolled
-from test_symmetry import proved, trace
 from torch import nn
 from torch.nn import functional as F
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from discovered import proved
 from rule_models import Convolved
-from test_symmetry import proved
 from torch import nn
 from torch.nn import functional as F
 

@@ -8,39 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from discovered import proved, sizes, trace
 from torch import nn
 
 from cipm.errors import OptionError
 from cipm.load import load
-from cipm.load.checkpoint import Checkpoint
 from cipm.permutation import Permutation, Plan
-from cipm.symmetry import TOLERANCE, discover_groups, prove, symmetry_from_json
+from cipm.symmetry import discover_groups, prove, symmetry_from_json
 from cipm.testing.models import save_huggingface
-from cipm.trace import from_exported
-
-
-def trace(module: nn.Module, *args: torch.Tensor) -> Checkpoint:
-    """Return a module as a checkpoint with a dynamic batch, its one-dimensional parameters made distinct."""
-    generator = torch.Generator().manual_seed(0)
-    for tensor in module.state_dict().values():
-        if tensor.is_floating_point() and tensor.ndim == 1:
-            tensor += 0.1 * torch.rand(tensor.shape, generator=generator)
-    batch = torch.export.Dim("batch")
-    with torch.no_grad():
-        program = torch.export.export(module.eval(), args, dynamic_shapes=[{0: batch}] * len(args), strict=False)
-    return Checkpoint("pt2", *from_exported(program.run_decompositions({})))
-
-
-def proved(module: nn.Module, *args: torch.Tensor):
-    checkpoint = trace(module, *args)
-    symmetry = prove(checkpoint, discover_groups(checkpoint))
-    assert symmetry.certificate.passed and not [n for n in symmetry.notes if "failed" in n], symmetry.notes
-    assert symmetry.certificate.negative_control > TOLERANCE
-    return symmetry
-
-
-def sizes(symmetry) -> list[tuple[str, int, int]]:
-    return sorted((g.kind, g.size, g.blocks) for g in symmetry.groups)
 
 
 def test_mlp_has_its_hidden_layers_and_nothing_else():
@@ -149,50 +124,6 @@ def test_shared_query_norm_ties_its_units_over_heads():
     symmetry = proved(Attention(norm=True), torch.randint(0, 20, (3, 5)))
     tied = next(g for g in symmetry.groups if any(p.tensor == "norm.weight" for p in g.places))
     assert tied.size == 8 and tied.blocks == 1
-
-
-class Rotated(nn.Module):
-    """Attention that turns its queries and keys by stored tables of both halves, as ONNX files have them."""
-
-    def __init__(self):
-        super().__init__()
-        self.emb, self.qkv, self.out = nn.Embedding(20, 12), nn.Linear(12, 3 * 24), nn.Linear(24, 7)
-        angle = torch.arange(5)[:, None] * torch.tensor([1.0, 0.5, 0.2, 0.1])
-        self.register_buffer("cos", angle.repeat(1, 2).cos())
-        self.register_buffer("sin", angle.repeat(1, 2).sin())
-
-    def forward(self, tokens):
-        q, k, v = self.qkv(self.emb(tokens)).unflatten(-1, (3, 3, 8)).permute(2, 0, 3, 1, 4).unbind(0)
-        q, k = (x * self.cos + torch.cat([-x[..., 4:], x[..., :4]], -1) * self.sin for x in (q, k))
-        return self.out(torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-def test_rotary_pairs_move_with_tables_that_hold_both_halves():
-    symmetry = proved(Rotated(), torch.randint(0, 20, (3, 5)))
-    pairs, = [group for group in symmetry.groups if ("cos", 1) in {(p.tensor, p.axis) for p in group.places}]
-    assert (pairs.size, pairs.blocks) == (4, 1)
-    assert {(p.tensor, p.axis): p.index.shape for p in pairs.places} == {
-        ("cos", 1): (4, 2), ("sin", 1): (4, 2), ("qkv.weight", 0): (4, 12), ("qkv.bias", 0): (4, 12)}
-    assert sizes(symmetry) == sorted([(pairs.kind, 4, 1), ("heads", 3, 1), ("units in heads", 24, 3), ("units", 12, 1)])
-
-
-class Crossed(nn.Module):
-    """Half of the channels gate the other half, after the positions were merged into them."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.out = nn.Conv1d(2, 8, 3), nn.Linear(4 * 6, 5)
-
-    def forward(self, x):
-        gate, value = self.conv(x).flatten(1).chunk(2, dim=-1)
-        return self.out(gate.sigmoid() * value)
-
-
-def test_channels_that_gate_each_other_after_a_flatten_move_in_pairs():
-    group, = proved(Crossed(), torch.randn(3, 2, 8)).groups
-    assert (group.size, group.blocks) == (4, 1)
-    assert {(p.tensor, p.axis): p.index.shape for p in group.places} == {
-        ("conv.weight", 0): (4, 2), ("conv.bias", 0): (4, 2), ("out.weight", 1): (4, 6)}
 
 
 class Gated(nn.Module):
