@@ -17,6 +17,8 @@ import sys
 import time
 from pathlib import Path
 
+from cipm.jail.forkserver import WAITING
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 ELSEWHERE = ("coverage",)  # has a page of its own
@@ -45,7 +47,9 @@ def measure(name: str) -> bool:
     """Run one bench, showing what it prints, and put that into the page; tell whether it ended well."""
     print(f"== {name}", flush=True)
     lines = []
-    with subprocess.Popen([sys.executable, f"bench/{name}.py"], cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+    environment = os.environ | WAITING  # as a worker's jobs have it
+    with subprocess.Popen([sys.executable, f"bench/{name}.py"], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
+                          text=True) as child:
         for line in child.stdout:
             print(line, end="", flush=True)
             lines.append(line.rstrip())

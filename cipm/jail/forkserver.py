@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 KEPT = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "TZ")  # what a child sees of our environment
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_THREAD_TIMEOUT": "4"}  # threads that wait sleep, see docs/design.md
 PACKAGE = str(Path(__file__).resolve().parents[2])
 START = "import sys; sys.path[:0] = {folders!r}; from cipm.jail.serve import serve; serve(*{arguments!r})"
 
@@ -141,11 +142,10 @@ def home_in(base: Path) -> dict[str, str]:
 def _environment(base: Path, threads: int, *, cuda: bool) -> dict[str, str]:
     """Return a server's whole environment: nothing of ours but the locale, library path and GPU number."""
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
-    return kept | home_in(base) | {
+    return kept | home_in(base) | WAITING | {
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "USER": "cipm", "LOGNAME": "cipm",
         "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
         "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads),
-        "OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_THREAD_TIMEOUT": "4",  # see docs/design.md: waiting threads sleep, not spin
         "OPENBLAS_NUM_THREADS": "1",  # it would start its threads at import; the child raises it once locked
         "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0") if cuda else "",
     }
