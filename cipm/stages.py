@@ -37,7 +37,7 @@ STAGES: dict[str, Stage] = {
     "organize": Stage(6, ("open", "discover", "probe", "collect"),
                       ("resolution", "module_method", "module_pairs", "module_count", "seed", "batch_rows", "positions",
                        "statistics_memory", "class_correlations", "device")),
-    "whatif": Stage(11, ("open", "discover", "probe"),
+    "whatif": Stage(12, ("open", "discover", "probe"),
                     ("measured_points", "measured_rows", "fisher", "batch_rows", "statistics_memory", "seed", "device")),
     "view": Stage(6, ("open", "discover", "probe", "collect", "organize", "whatif")),
     "measure": Stage(3, ("open", "discover", "probe", "whatif"), ("batch_rows", "seed", "device"), ("keep",)),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cipm.pruning.consumers import MOST_FEATURES
 from cipm.pruning.elimination import Curve, evenly
 from cipm.pruning.kept import Kept, Labels
 from cipm.pruning.readers import base_name
@@ -142,7 +143,8 @@ def _difference(one: torch.Tensor, other: torch.Tensor, padding: Padding) -> flo
 
 def _notes(alone: np.ndarray, rows: int) -> tuple[str, ...]:
     silent = int((alone == 0).sum())
-    said = f"No weight reads these units linearly: what they cost was measured by masking them, on {rows} rows."
+    said = (f"No weight of at most {MOST_FEATURES:,} inputs reads these units linearly: what they cost was measured by masking "
+            f"them, on {rows} rows.")
     return (said,) if not silent else (said, f"{silent} of {alone.size} units changed nothing on {rows} rows: other rows may "
                                        "show what they are for.")
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from cipm.load.checkpoint import Checkpoint
-from cipm.pruning.consumers import Consumer, consumed, gram
+from cipm.pruning.consumers import MOST_FEATURES, Consumer, consumed, gram
 from cipm.pruning.elimination import Curve, elimination_curve, quick_curve
 from cipm.pruning.kept import Labels
 from cipm.pruning.masking import MOST_UNITS, masked_curve
@@ -20,7 +20,7 @@ CAREFUL_FEATURES = 8192
 """Up to so many features of a group (units × positions) the order is eliminated one by one, beyond by pivots."""
 ELEMENT_WORK = 2e10
 """Most units² × elements³: what eliminating units of several elements costs beside its updates."""
-NOT_READ = "No weight reads these units linearly, so what is lost cannot be made up for by the others"
+NOT_READ = f"No weight of at most {MOST_FEATURES:,} inputs reads these units linearly, so the others cannot make up for a loss"
 NOR_MASKED = f", and they are more than the {MOST_UNITS} that are masked one by one."
 UNWEIGHTED = "No gradient of the predictions reaches all that reads these units, so their cost is not weighted by it."
 
